@@ -1,0 +1,361 @@
+//! The auditor: Redis against the log, in both directions. At the start it is what admission waits for; later it
+//! finds what crashes, lost answers and defects left behind.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use rollcall_capacity::{Capacity, Error as CapacityError, Hold, Place};
+use rollcall_core::{AgentId, ExecutionId, Pool, Timestamp, event::SystemEventKind, execution::State};
+
+use crate::{
+    decide::{self, Misplaced},
+    rebuild::RebuildError,
+    shell::Dispatcher,
+};
+
+/// How old an admission or promotion without confirmation must be before the auditor finishes it. Longer than the
+/// way from the grant to its event takes.
+const FINISH_AFTER: Duration = Duration::from_secs(3);
+/// How old a reservation whose submission is not in the log must be before it is taken back. Longer than an
+/// append goes on trying (15 s).
+const RECLAIM_AFTER: Duration = Duration::from_secs(20);
+/// Unconfirmed ones looked at in one pass.
+const UNCONFIRMED_MAX: usize = 256;
+
+/// Where something holds or waits: on an agent's slot, or (`None`) in a queue.
+type Seen = Option<String>;
+
+/// What one audit found and repaired.
+#[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Findings {
+    /// Slots or places of nothing that is open.
+    pub leaked: usize,
+    /// Open executions that had no slot or place.
+    pub missing: usize,
+    /// Executions that were in another place than the log says.
+    pub elsewhere: usize,
+    /// Promotions that nobody had carried out.
+    pub unconfirmed: usize,
+    /// Slots that were free while work waited.
+    pub idle: usize,
+    /// Slots and queue places that contradicted the pool's index: it was built anew.
+    pub torn: usize,
+}
+
+impl Findings {
+    fn repaired(&self) -> usize {
+        self.leaked + self.missing + self.elsewhere + self.torn
+    }
+}
+
+impl Dispatcher {
+    /// Audits every pool.
+    pub(crate) async fn audit(self: &Arc<Self>) -> Result<(), RebuildError> {
+        let last = self.ledger.current().await?;
+        let mut pools = self.ledger.read(crate::state::Projection::pools);
+        // What Redis knows and the log does not is audited too.
+        pools.extend(self.capacity.pools().await?.iter().filter_map(|p| Pool::new(p).ok()));
+        for pool in pools {
+            if let Some(meta) = self.capacity.meta(pool.as_str()).await?
+                && meta.log_seq > last
+            {
+                tracing::error!(%pool, in_redis = meta.log_seq, in_log = last, "redis is ahead of the log");
+                self.ledger
+                    .system(
+                        SystemEventKind::LogRegressed,
+                        serde_json::json!({"pool": pool, "cause": "redis reflects more than the log holds",
+                            "redis_log_seq": meta.log_seq, "log_seq": last}),
+                    )
+                    .await;
+                // What Redis held came from a log that is gone.
+                self.capacity.rebuild_begin(pool.as_str(), decide::millis(self.ledger.now())).await?;
+            }
+            let findings = self.audit_pool(&pool).await?;
+            if findings.repaired() > 0 {
+                tracing::warn!(%pool, ?findings, "capacity repaired");
+                self.ledger
+                    .system(
+                        SystemEventKind::SlotLeakRepaired,
+                        serde_json::json!({"pool": pool, "cause": "redis disagreed with the log", "findings": findings}),
+                    )
+                    .await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn audit_pool(self: &Arc<Self>, pool: &Pool) -> Result<Findings, RebuildError> {
+        let mut findings = Findings::default();
+        let found = match self.scan(pool).await {
+            Err(error) if error.wants_rebuild() => {
+                self.rebuild(pool).await?;
+                self.scan(pool).await?
+            }
+            // The index names a slot that is not there.
+            Err(CapacityError::Reply { .. }) => {
+                findings.torn += 1;
+                self.rebuild_torn(pool).await?;
+                return Ok(findings);
+            }
+            other => other?,
+        };
+        self.note_pool(pool);
+        let first = self.contradictions(pool, &found).await?;
+        if !first.is_empty() {
+            let second = self.contradictions(pool, &self.scan(pool).await?).await?;
+            findings.torn = first.intersection(&second).count();
+        }
+        if findings.torn > 0 {
+            self.rebuild_torn(pool).await?;
+            return Ok(findings);
+        }
+        self.audit_agents(pool).await;
+        for (hold, place) in &found {
+            self.audit_hold(pool, hold, place, &mut findings).await?;
+        }
+        let missing: Vec<(ExecutionId, u32)> = self.ledger.read(|projection| {
+            decide::missing(pool, projection, &found).iter().map(|e| (e.id().clone(), e.attempt)).collect()
+        });
+        for (id, attempt) in missing {
+            self.audit_missing(pool, &id, attempt, &mut findings).await?;
+        }
+        self.finish_unconfirmed(pool, &mut findings).await?;
+        findings.idle += self.fill(pool).await;
+        for (kind, count) in [
+            ("leaked", findings.leaked),
+            ("missing", findings.missing),
+            ("elsewhere", findings.elsewhere),
+            ("unconfirmed", findings.unconfirmed),
+            ("idle", findings.idle),
+            ("torn", findings.torn),
+        ] {
+            metrics::counter!("rollcall_audit_findings_total", "kind" => kind).increment(count as u64);
+        }
+        Ok(findings)
+    }
+
+    async fn scan(&self, pool: &Pool) -> Result<BTreeMap<Hold, Place>, CapacityError> {
+        let mut found = BTreeMap::new();
+        let mut from = None;
+        loop {
+            let page = self.capacity.scan(pool.as_str(), from).await?;
+            found.extend(page.holds.into_iter().map(|placed| (placed.hold, placed.place)));
+            match page.next {
+                Some(next) => from = Some(next),
+                None => return Ok(found),
+            }
+        }
+    }
+
+    /// Where slots and queues differ from the index: somebody else wrote to our keys, or a part of them was lost. A look
+    /// can also hit a change under way, but two looks never see the same one.
+    async fn contradictions(
+        &self,
+        pool: &Pool,
+        indexed: &BTreeMap<Hold, Place>,
+    ) -> Result<BTreeSet<(Hold, Option<Seen>, Option<Seen>)>, CapacityError> {
+        let mut real: BTreeMap<Hold, Seen> = BTreeMap::new();
+        for agent in self.capacity.agents(pool.as_str()).await? {
+            let view = self.capacity.inspect(pool.as_str(), &agent, usize::MAX).await?;
+            real.extend(view.held.into_iter().map(|slot| (slot.hold, Some(agent.clone()))));
+            real.extend(view.queue.into_iter().map(|waiting| (waiting.hold, None)));
+        }
+        let shared = self.capacity.inspect_pool(pool.as_str(), usize::MAX).await?;
+        real.extend(shared.queue.into_iter().map(|waiting| (waiting.hold, None)));
+        let indexed: BTreeMap<Hold, Seen> = indexed
+            .iter()
+            .map(|(hold, place)| match place {
+                Place::Slot { agent, .. } => (hold.clone(), Some(agent.clone())),
+                Place::Waiting(_) => (hold.clone(), None),
+            })
+            .collect();
+        Ok(real
+            .keys()
+            .chain(indexed.keys())
+            .filter(|hold| real.get(*hold) != indexed.get(*hold))
+            .map(|hold| (hold.clone(), real.get(hold).cloned(), indexed.get(hold).cloned()))
+            .collect())
+    }
+
+    /// Settings that got lost, and agents that nobody waits for to offer them work again.
+    async fn audit_agents(self: &Arc<Self>, pool: &Pool) {
+        let agents: Vec<(AgentId, rollcall_capacity::AgentSetting)> = self.ledger.read(|projection| {
+            projection
+                .agents()
+                .filter(|a| a.pool() == *pool)
+                .map(|a| (a.id.clone(), decide::setting(a)))
+                .collect()
+        });
+        for (id, setting) in agents {
+            let Ok(view) = self.capacity.inspect(pool.as_str(), id.as_str(), 0).await else { continue };
+            if view.setting.is_none_or(|s| s.setting_seq < setting.setting_seq) {
+                let filled = self
+                    .in_redis(pool, "set_agent", || {
+                        self.capacity.set_agent(pool.as_str(), id.as_str(), setting, self.stamp())
+                    })
+                    .await;
+                if let Some(filled) = filled {
+                    self.spawn_launches(pool, filled.promoted);
+                }
+            }
+            if view.held_back {
+                self.spawn_reopen(id);
+            }
+        }
+    }
+
+    async fn audit_hold(
+        self: &Arc<Self>,
+        pool: &Pool,
+        hold: &Hold,
+        place: &Place,
+        findings: &mut Findings,
+    ) -> Result<(), RebuildError> {
+        let Ok(id) = ExecutionId::new(&hold.execution_id) else { return Ok(()) };
+        let known = self.ledger.execution(&id);
+        if decide::misplaced(known.as_ref(), hold, place).is_none() {
+            return Ok(());
+        }
+        // Only what the log itself says now is a reason to touch anything.
+        let fresh = self.ledger.fresh_execution(&id).await?;
+        let Some(wrong) = decide::misplaced(fresh.as_ref(), hold, place) else { return Ok(()) };
+        match wrong {
+            // `finish_unconfirmed` carries it out when it is due.
+            Misplaced::Promoted => {}
+            // Reserved, not submitted yet: reclaimed with the unconfirmed ones when it is due.
+            Misplaced::Leaked if fresh.is_none() => {}
+            Misplaced::Leaked => {
+                if let Some(settled) = self
+                    .in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), hold, self.stamp()))
+                    .await
+                {
+                    findings.leaked += usize::from(settled.released || settled.dequeued);
+                    self.spawn_launches(pool, settled.promoted);
+                }
+            }
+            Misplaced::Elsewhere { agent, since_ms } => {
+                let adopted = self
+                    .in_redis(pool, "adopt", || {
+                        self.capacity.adopt(pool.as_str(), &agent, hold, since_ms, self.stamp())
+                    })
+                    .await;
+                findings.elsewhere += usize::from(adopted == Some(true));
+            }
+        }
+        Ok(())
+    }
+
+    async fn audit_missing(
+        self: &Arc<Self>,
+        pool: &Pool,
+        id: &ExecutionId,
+        attempt: u32,
+        findings: &mut Findings,
+    ) -> Result<(), RebuildError> {
+        let Some(execution) = self.ledger.fresh_execution(id).await? else { return Ok(()) };
+        if execution.attempt != attempt || execution.state.is_terminal() {
+            return Ok(());
+        }
+        let hold = decide::hold(&execution, attempt);
+        match execution.holder() {
+            Some(held) => {
+                let agent = held.agent_id.as_str().to_owned();
+                let since = decide::millis(held.dispatched_at);
+                let adopted = self
+                    .in_redis(pool, "adopt", || {
+                        self.capacity.adopt(pool.as_str(), &agent, &hold, since, self.stamp())
+                    })
+                    .await;
+                findings.missing += usize::from(adopted == Some(true));
+            }
+            None if execution.state == State::Queued => {
+                // Its effect may be on its way: only what has waited for a while is missing.
+                if self.ledger.now().since_ms(execution.state_since) < FINISH_AFTER.as_millis() as u64 {
+                    return Ok(());
+                }
+                findings.missing += usize::from(self.place_waiting(id.as_str()).await);
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Carries out promotions that nobody carried out, and takes back reservations that came to nothing.
+    async fn finish_unconfirmed(
+        self: &Arc<Self>,
+        pool: &Pool,
+        findings: &mut Findings,
+    ) -> Result<(), RebuildError> {
+        let now = self.ledger.now();
+        let before = before(now, FINISH_AFTER);
+        let unconfirmed = match self.capacity.unconfirmed(pool.as_str(), before, UNCONFIRMED_MAX).await {
+            Err(error) if error.wants_rebuild() => return Ok(()),
+            other => other?,
+        };
+        for item in unconfirmed {
+            let Ok(id) = ExecutionId::new(&item.placed.hold.execution_id) else { continue };
+            let fresh = self.ledger.fresh_execution(&id).await?;
+            let hold = &item.placed.hold;
+            match (&fresh, item.grant()) {
+                (None, _) if item.since_ms >= self::before(now, RECLAIM_AFTER) => {}
+                (Some(execution), Some(grant))
+                    if execution.state == State::Queued && execution.attempt == hold.attempt =>
+                {
+                    findings.unconfirmed += 1;
+                    self.spawn_launches(pool, vec![grant]);
+                }
+                (Some(execution), Some(grant))
+                    if execution.holder().is_some_and(|h| h.number == hold.attempt) =>
+                {
+                    // Confirmed in the log; only the mark is left.
+                    let _ = self.capacity.confirm(pool.as_str(), &grant, self.stamp()).await;
+                }
+                (Some(execution), None)
+                    if execution.state == State::Queued && execution.attempt == hold.attempt =>
+                {
+                    let _ = self.capacity.confirm_queued(pool.as_str(), hold, self.stamp()).await;
+                }
+                _ => {
+                    if let Some(settled) = self
+                        .in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), hold, self.stamp()))
+                        .await
+                    {
+                        findings.leaked += usize::from(settled.released || settled.dequeued);
+                        self.spawn_launches(pool, settled.promoted);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The quick part of the audit, while anything waits: a queue beside a free slot, a promotion nobody carried out.
+    pub(crate) async fn quick_audit(self: &Arc<Self>) -> Result<(), RebuildError> {
+        if !self.ledger.read(crate::state::Projection::anything_waits) {
+            return Ok(());
+        }
+        let pools = self.ledger.read(|p| {
+            p.open()
+                .filter(|e| e.state == State::Queued)
+                .map(|e| p.pool_of(e))
+                .collect::<std::collections::BTreeSet<_>>()
+        });
+        for pool in pools {
+            let mut findings = Findings::default();
+            self.finish_unconfirmed(&pool, &mut findings).await?;
+            let idle = self.fill(&pool).await;
+            if idle > 0 || findings != Findings::default() {
+                tracing::warn!(%pool, idle, ?findings, "work waited beside a free slot");
+                metrics::counter!("rollcall_audit_findings_total", "kind" => "idle").increment(idle as u64);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn before(now: Timestamp, age: Duration) -> u64 {
+    decide::millis(now).saturating_sub(age.as_millis() as u64)
+}

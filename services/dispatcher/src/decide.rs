@@ -1,0 +1,180 @@
+//! What the dispatcher does about what it reads: pure functions from the log to capacity.
+
+use std::collections::BTreeMap;
+
+use rollcall_capacity::{AgentSetting, Hold, Load, Place, Priority, Queue};
+use rollcall_core::{
+    Pool, Timestamp,
+    agent::Agent,
+    execution::{Execution, State},
+};
+
+use crate::state::{Change, Projection};
+
+/// What has to be done in Redis because of an event. May be done again without harm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// An attempt is over: its slot or place goes.
+    Settle(Hold),
+    /// It waits, as `new`, at the head of a queue, and `old` holds nothing any more.
+    Requeue {
+        /// The attempt that held.
+        old: Hold,
+        /// The attempt that waits.
+        new: Hold,
+        /// The agent that refused it.
+        hold_back: Option<String>,
+    },
+    /// It is to be ended on its agent.
+    Terminate,
+}
+
+/// The hold of an attempt.
+#[must_use]
+pub fn hold(execution: &Execution, attempt: u32) -> Hold {
+    Hold::new(execution.id().as_str(), attempt)
+}
+
+/// The queue an execution waits in.
+#[must_use]
+pub fn queue_of(execution: &Execution) -> Queue {
+    execution.request.agent_id.as_ref().map_or(Queue::Pool, |agent| Queue::Agent(agent.as_str().to_owned()))
+}
+
+/// Its priority.
+#[must_use]
+pub fn priority_of(execution: &Execution) -> Priority {
+    Priority::new(execution.request.priority).unwrap_or_default()
+}
+
+/// What a change means for capacity.
+#[must_use]
+pub fn effects(change: &Change) -> Vec<Effect> {
+    let Some(before) = &change.before else { return Vec::new() };
+    let after = &change.after;
+    if before.state == after.state && before.attempt == after.attempt {
+        return Vec::new();
+    }
+    match after.state {
+        state if state.is_terminal() => {
+            if before.state.is_terminal() {
+                return Vec::new();
+            }
+            // A late completion of attempt n takes attempt n + 1 out of its queue.
+            let mut ended = vec![Effect::Settle(hold(before, before.attempt))];
+            if after.attempt != before.attempt {
+                ended.push(Effect::Settle(hold(after, after.attempt)));
+            }
+            ended
+        }
+        State::Queued if before.attempt != after.attempt => vec![Effect::Requeue {
+            old: hold(before, before.attempt),
+            new: hold(after, after.attempt),
+            hold_back: None,
+        }],
+        State::Queued => vec![Effect::Requeue {
+            old: hold(before, before.attempt),
+            new: hold(after, after.attempt),
+            hold_back: before.holder().map(|a| a.agent_id.as_str().to_owned()),
+        }],
+        State::Cancelling => vec![Effect::Terminate],
+        _ => Vec::new(),
+    }
+}
+
+/// What Redis has to know of an agent.
+#[must_use]
+pub fn setting(agent: &Agent) -> AgentSetting {
+    AgentSetting { capacity: agent.capacity(), open: agent.takes_work(), setting_seq: agent.seq }
+}
+
+/// Everything that Redis has to hold for a pool, from the log.
+#[must_use]
+pub fn load_of(pool: &Pool, projection: &Projection) -> Vec<Load> {
+    let agents = projection
+        .agents()
+        .filter(|agent| agent.pool() == *pool)
+        .map(|agent| Load::Agent { agent: agent.id.as_str().to_owned(), setting: setting(agent) });
+    let work =
+        projection.open().filter(|execution| projection.pool_of(execution) == *pool).map(place_of_load);
+    agents.chain(work).collect()
+}
+
+fn place_of_load(execution: &Execution) -> Load {
+    match execution.holder() {
+        Some(held) => Load::Slot {
+            agent: held.agent_id.as_str().to_owned(),
+            hold: hold(execution, held.number),
+            granted_at_ms: millis(held.dispatched_at),
+        },
+        None => Load::Queued {
+            queue: queue_of(execution),
+            hold: hold(execution, execution.attempt),
+            priority: priority_of(execution),
+            order: order_of(execution),
+        },
+    }
+}
+
+/// The order inside a priority that a rebuild gives: by submission; what was put back goes before, last put back first.
+fn order_of(execution: &Execution) -> i64 {
+    let seq = |seq: u64| {
+        i64::try_from(seq).unwrap_or(rollcall_capacity::MAX_ORDER).min(rollcall_capacity::MAX_ORDER)
+    };
+    if execution.at_head { -seq(execution.seq) } else { seq(execution.submitted_seq) }
+}
+
+/// Milliseconds since 1970 as Redis counts them.
+#[must_use]
+pub fn millis(time: Timestamp) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(0)
+}
+
+/// What is wrong with a hold in Redis, by the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Misplaced {
+    /// It holds a slot and the log says it waits: a promotion that nobody carried out.
+    Promoted,
+    /// It is on another agent, or waits, and the log says where it runs.
+    Elsewhere {
+        /// Where it runs.
+        agent: String,
+        /// Since when, milliseconds since 1970.
+        since_ms: u64,
+    },
+    /// The log gives it nothing: a leak.
+    Leaked,
+}
+
+/// Compares one place in Redis with the log. `None`: as it should be.
+#[must_use]
+pub fn misplaced(execution: Option<&Execution>, found: &Hold, place: &Place) -> Option<Misplaced> {
+    let entitled = execution.filter(|e| e.attempt == found.attempt && !e.state.is_terminal());
+    let Some(execution) = entitled else { return Some(Misplaced::Leaked) };
+    match (execution.holder(), place) {
+        (None, Place::Waiting(_)) => None,
+        (None, Place::Slot { .. }) => Some(Misplaced::Promoted),
+        (Some(held), Place::Slot { agent, .. }) if held.agent_id.as_str() == agent => None,
+        (Some(held), _) => Some(Misplaced::Elsewhere {
+            agent: held.agent_id.as_str().to_owned(),
+            since_ms: millis(held.dispatched_at),
+        }),
+    }
+}
+
+/// Open executions of a pool that have no place among `found`.
+#[must_use]
+pub fn missing<'a>(
+    pool: &Pool,
+    projection: &'a Projection,
+    found: &BTreeMap<Hold, Place>,
+) -> Vec<&'a Execution> {
+    projection
+        .open()
+        .filter(|execution| projection.pool_of(execution) == *pool)
+        .filter(|execution| !found.contains_key(&hold(execution, execution.attempt)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+use rollcall_core::{
+    AgentId, ExecutionId, InstanceId,
+    agent::Status,
+    event::{
+        AgentEvent, ExecutionEvent, PayloadRef, Profile, RecoveryReason, StatusChanged, Submitted,
+        TerminateOutcome,
+    },
+    execution::Loss,
+    wire::{Delivery, OnLoss},
+};
+
+use super::*;
+
+const T0: Timestamp = Timestamp::from_millis(1_000_000);
+
+fn submitted(agent: Option<&str>) -> ExecutionEvent {
+    Submitted {
+        execution_id: ExecutionId::new("x").unwrap(),
+        attempt: 1,
+        agent_id: agent.map(|a| AgentId::new(a).unwrap()),
+        pool: Pool::new("p").unwrap(),
+        input: PayloadRef { bytes: 4, sha256: String::new(), seq: 1, attempt: 1 },
+        timeout_ms: None,
+        priority: 3,
+        queue_ttl_ms: 1000,
+        on_loss: OnLoss::Requeue,
+        max_attempts: 3,
+        stall_timeout_ms: None,
+        lost_after_ms: None,
+        delivery: Delivery::Push,
+        labels: Default::default(),
+        request_sha256: String::new(),
+    }
+    .into()
+}
+
+fn profile(agent: &str, pool: &str, capacity: u32) -> Profile {
+    Profile {
+        agent_id: AgentId::new(agent).unwrap(),
+        instance_id: InstanceId::new("i").unwrap(),
+        capacity,
+        pool: Pool::new(pool).unwrap(),
+        interval_ms: None,
+        timeout_ms: None,
+        version: None,
+        labels: Default::default(),
+        probe: None,
+        control: None,
+    }
+}
+
+fn status(agent: &str, status: Status, by: Option<&str>) -> AgentEvent {
+    AgentEvent::status(
+        status,
+        StatusChanged {
+            agent_id: AgentId::new(agent).unwrap(),
+            instance_id: None,
+            previous: None,
+            reason: "test".to_owned(),
+            since: T0,
+            evidence: serde_json::Value::Null,
+            by: by.map(str::to_owned),
+            code: None,
+            message: None,
+            deadline: None,
+            undrained: false,
+        },
+    )
+}
+
+/// A projection that is driven by decisions, as the log is.
+struct World {
+    projection: Projection,
+    seq: u64,
+}
+
+impl World {
+    fn new(agent: Option<&str>) -> Self {
+        let mut world = Self { projection: Projection::default(), seq: 0 };
+        world.tell(&submitted(agent));
+        world
+    }
+
+    fn tell(&mut self, event: &ExecutionEvent) -> Change {
+        self.seq += 1;
+        self.projection.apply_execution(self.seq, event, T0).unwrap().expect("news")
+    }
+
+    fn x(&self) -> Execution {
+        self.projection.execution(&ExecutionId::new("x").unwrap()).unwrap().clone()
+    }
+
+    fn run_on(&mut self, agent: &str) {
+        let x = self.x();
+        let (agent, instance) = (AgentId::new(agent).unwrap(), InstanceId::new("i").unwrap());
+        self.tell(&x.dispatch(x.attempt, &agent, &instance, 100, T0).unwrap());
+        self.tell(&self.x().start(x.attempt).unwrap());
+    }
+
+    fn lose(&mut self) -> Change {
+        let loss = Loss {
+            attempt: self.x().attempt,
+            reason: RecoveryReason::AgentLost,
+            terminate: TerminateOutcome::NotAttempted,
+            detected_after_ms: 1,
+            evidence: serde_json::Value::Null,
+            message: String::new(),
+            returned: false,
+            checkpoint: None,
+        };
+        self.tell(&self.x().lose(loss).unwrap())
+    }
+}
+
+#[test]
+fn an_end_gives_its_slot_back() {
+    let mut world = World::new(None);
+    world.run_on("a");
+    let facts = rollcall_core::execution::ReportFacts {
+        agent_id: AgentId::new("a").unwrap(),
+        instance_id: InstanceId::new("i").unwrap(),
+        attempt: 1,
+        outcome: rollcall_core::wire::Outcome::Completed,
+        result: None,
+        checkpoint: None,
+        error: None,
+    };
+    let change = world.tell(&world.x().report(facts).unwrap());
+    assert_eq!(effects(&change), [Effect::Settle(Hold::new("x", 1))]);
+}
+
+#[test]
+fn a_loss_that_requeues_moves_the_hold_to_the_next_attempt() {
+    let mut world = World::new(Some("a"));
+    world.run_on("a");
+    let change = world.lose();
+    assert_eq!(
+        effects(&change),
+        [Effect::Requeue { old: Hold::new("x", 1), new: Hold::new("x", 2), hold_back: None }]
+    );
+    assert_eq!(queue_of(&change.after), Queue::Agent("a".to_owned()));
+}
+
+#[test]
+fn a_late_completion_takes_the_next_attempt_out_of_its_queue() {
+    let mut world = World::new(None);
+    world.run_on("a");
+    world.lose();
+    let facts = rollcall_core::execution::ReportFacts {
+        agent_id: AgentId::new("a").unwrap(),
+        instance_id: InstanceId::new("i").unwrap(),
+        attempt: 1,
+        outcome: rollcall_core::wire::Outcome::Completed,
+        result: None,
+        checkpoint: None,
+        error: None,
+    };
+    let change = world.tell(&world.x().report(facts).unwrap());
+    assert_eq!(effects(&change), [Effect::Settle(Hold::new("x", 2)), Effect::Settle(Hold::new("x", 1))]);
+}
+
+#[test]
+fn a_refused_dispatch_holds_its_agent_back() {
+    let mut world = World::new(None);
+    let (agent, instance) = (AgentId::new("a").unwrap(), InstanceId::new("i").unwrap());
+    world.tell(&world.x().dispatch(1, &agent, &instance, 100, T0).unwrap());
+    let change = world.tell(&world.x().queue(1, Some("draining".to_owned())).unwrap());
+    assert_eq!(
+        effects(&change),
+        [Effect::Requeue { old: Hold::new("x", 1), new: Hold::new("x", 1), hold_back: Some("a".to_owned()) }]
+    );
+}
+
+#[test]
+fn steps_that_move_no_slot_do_nothing() {
+    let mut world = World::new(None);
+    let queued = world.tell(&world.x().queue(1, None).unwrap());
+    assert_eq!(effects(&queued), []);
+    let (agent, instance) = (AgentId::new("a").unwrap(), InstanceId::new("i").unwrap());
+    let dispatched = world.tell(&world.x().dispatch(1, &agent, &instance, 100, T0).unwrap());
+    assert_eq!(effects(&dispatched), []);
+    let started = world.tell(&world.x().start(1).unwrap());
+    assert_eq!(effects(&started), []);
+    let cancelling = world.tell(&world.x().cancel("no", "test").unwrap());
+    assert_eq!(effects(&cancelling), [Effect::Terminate]);
+}
+
+#[test]
+fn redis_is_compared_with_the_log() {
+    let mut world = World::new(None);
+    let first = Hold::new("x", 1);
+    let slot = |agent: &str| Place::Slot { agent: agent.to_owned(), granted_at_ms: 0 };
+    let waiting = Place::Waiting(Queue::Pool);
+    assert_eq!(misplaced(Some(&world.x()), &first, &waiting), None);
+    assert_eq!(misplaced(Some(&world.x()), &first, &slot("a")), Some(Misplaced::Promoted));
+    assert_eq!(misplaced(None, &first, &waiting), Some(Misplaced::Leaked));
+    world.run_on("a");
+    assert_eq!(misplaced(Some(&world.x()), &first, &slot("a")), None);
+    let elsewhere = Some(Misplaced::Elsewhere { agent: "a".to_owned(), since_ms: 1_000_000 });
+    assert_eq!(misplaced(Some(&world.x()), &first, &slot("b")), elsewhere);
+    assert_eq!(misplaced(Some(&world.x()), &first, &waiting), elsewhere);
+    world.lose();
+    assert_eq!(misplaced(Some(&world.x()), &first, &slot("a")), Some(Misplaced::Leaked));
+    assert_eq!(misplaced(Some(&world.x()), &Hold::new("x", 2), &waiting), None);
+}
+
+#[test]
+fn a_rebuild_loads_settings_slots_and_queues_of_its_pool_only() {
+    let mut world = World::new(None);
+    world.projection.apply_agent(100, &AgentEvent::Registered(profile("a", "p", 4)), T0);
+    world.projection.apply_agent(101, &status("a", Status::Connected, None), T0);
+    world.projection.apply_agent(102, &AgentEvent::Registered(profile("b", "other", 4)), T0);
+    let pool = Pool::new("p").unwrap();
+    let agent = Load::Agent {
+        agent: "a".to_owned(),
+        setting: AgentSetting { capacity: 4, open: true, setting_seq: 101 },
+    };
+    let waits = Load::Queued {
+        queue: Queue::Pool,
+        hold: Hold::new("x", 1),
+        priority: Priority::new(3).unwrap(),
+        order: 1,
+    };
+    assert_eq!(load_of(&pool, &world.projection), [agent.clone(), waits]);
+    world.run_on("a");
+    let runs = Load::Slot { agent: "a".to_owned(), hold: Hold::new("x", 1), granted_at_ms: 1_000_000 };
+    assert_eq!(load_of(&pool, &world.projection), [agent, runs]);
+    let change = world.lose();
+    let Load::Queued { order, .. } = place_of_load(&change.after) else { panic!("it waits") };
+    assert!(order < 0, "what was put back goes before what came later");
+    assert_eq!(missing(&pool, &world.projection, &BTreeMap::new()).len(), 1);
+}
+
+#[test]
+fn an_agent_that_drains_is_closed_whoever_wants_it() {
+    for by in ["operator", "instance"] {
+        let mut projection = Projection::default();
+        projection.apply_agent(1, &AgentEvent::Registered(profile("a", "p", 4)), T0);
+        projection.apply_agent(2, &status("a", Status::Connected, None), T0);
+        let a = AgentId::new("a").unwrap();
+        assert!(setting(projection.agent(&a).unwrap()).open);
+        projection.apply_agent(3, &status("a", Status::Draining, Some(by)), T0);
+        assert!(!setting(projection.agent(&a).unwrap()).open);
+        // Healthy again is not: may work again.
+        projection.apply_agent(4, &status("a", Status::Connected, None), T0);
+        assert!(!setting(projection.agent(&a).unwrap()).open);
+    }
+}

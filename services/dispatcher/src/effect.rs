@@ -1,0 +1,226 @@
+//! Carrying out in Redis and on agents what the log says. Everything here may run twice.
+
+use std::{sync::Arc, time::Duration};
+
+use rollcall_capacity::{Capacity, Error as CapacityError, Grant, Requeue, Stamp};
+use rollcall_core::{AgentId, ExecutionId, Pool, agent::Agent, execution::Execution};
+
+use crate::{
+    decide::{self, Effect},
+    shell::Dispatcher,
+    state::Change,
+};
+
+/// Tries of one effect before it is left to the audit. Redis coming back is noticed by the audit too.
+const EFFECT_TRIES_MAX: u32 = 4;
+/// Pause before the second try; it doubles.
+const EFFECT_PAUSE: Duration = Duration::from_millis(100);
+
+impl Dispatcher {
+    /// The stamp of something done now.
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp::new(decide::millis(self.ledger.now()), self.ledger.position())
+    }
+
+    /// Carries out everything that a change means.
+    pub(crate) async fn carry_out(self: &Arc<Self>, change: &Change) {
+        for effect in decide::effects(change) {
+            match effect {
+                Effect::Terminate => self.spawn_cancel(change.after.id().clone(), change.after.attempt),
+                Effect::Settle(hold) => {
+                    for pool in self.pools_of(change) {
+                        let settled = self
+                            .in_redis(&pool, "settle", || {
+                                self.capacity.settle(pool.as_str(), &hold, self.stamp())
+                            })
+                            .await;
+                        if let Some(settled) = settled {
+                            self.spawn_launches(&pool, settled.promoted);
+                        }
+                    }
+                }
+                Effect::Requeue { old, new, hold_back } => {
+                    let watched = hold_back.clone();
+                    self.requeue(&change.after, old, new, hold_back).await;
+                    if let Some(agent) = watched.and_then(|a| AgentId::new(&a).ok()) {
+                        self.spawn_reopen(agent);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The pools that can hold something of an execution: its holder's, and the one it waits in.
+    fn pools_of(&self, change: &Change) -> Vec<Pool> {
+        self.ledger.read(|projection| {
+            let mut pools = vec![projection.pool_of(&change.after)];
+            if let Some(before) = &change.before {
+                let pool = projection.pool_of(before);
+                if !pools.contains(&pool) {
+                    pools.push(pool);
+                }
+            }
+            pools
+        })
+    }
+
+    pub(crate) async fn requeue(
+        self: &Arc<Self>,
+        execution: &Execution,
+        old: rollcall_capacity::Hold,
+        new: rollcall_capacity::Hold,
+        hold_back: Option<String>,
+    ) {
+        let pool = self.ledger.read(|p| p.pool_of(execution));
+        let requeue = Requeue {
+            old,
+            new,
+            queue: decide::queue_of(execution),
+            priority: decide::priority_of(execution),
+            hold_back,
+        };
+        let done = self
+            .in_redis(&pool, "requeue", || self.capacity.requeue(pool.as_str(), &requeue, self.stamp()))
+            .await;
+        if let Some(requeued) = done {
+            // The log says that it waits: its place needs no other confirmation.
+            if let Err(error) = self.capacity.confirm_queued(pool.as_str(), &requeue.new, self.stamp()).await
+            {
+                tracing::debug!(%error, hold = %requeue.new, "left to the audit");
+            }
+            self.spawn_launches(&pool, requeued.promoted);
+        }
+    }
+
+    /// Tells Redis what the log says of an agent, and moves it when it changed pools.
+    pub(crate) async fn apply_agent(self: &Arc<Self>, id: &AgentId) {
+        let Some(agent) = self.ledger.agent(id) else { return };
+        let pool = agent.pool();
+        let setting = decide::setting(&agent);
+        let previous = self.note_applied(id, &pool, setting);
+        if let Some((old_pool, _)) = previous.as_ref().filter(|(old_pool, _)| *old_pool != pool) {
+            self.move_agent(&agent, old_pool).await;
+        }
+        if previous
+            .is_some_and(|(p, s)| p == pool && s.capacity == setting.capacity && s.open == setting.open)
+        {
+            return;
+        }
+        let filled = self
+            .in_redis(&pool, "set_agent", || {
+                self.capacity.set_agent(pool.as_str(), id.as_str(), setting, self.stamp())
+            })
+            .await;
+        if let Some(filled) = filled {
+            let more = filled.more;
+            self.spawn_launches(&pool, filled.promoted);
+            if more {
+                self.promote(&pool, id.as_str()).await;
+            }
+        }
+    }
+
+    /// Fills an agent's free slots until nothing is left to fill.
+    pub(crate) async fn promote(self: &Arc<Self>, pool: &Pool, agent: &str) -> usize {
+        let mut promoted = 0;
+        loop {
+            let filled = self
+                .in_redis(pool, "promote", || self.capacity.promote(pool.as_str(), agent, self.stamp()))
+                .await;
+            let Some(filled) = filled else { return promoted };
+            promoted += filled.promoted.len();
+            let more = filled.more && !filled.promoted.is_empty();
+            self.spawn_launches(pool, filled.promoted);
+            if !more {
+                return promoted;
+            }
+        }
+    }
+
+    /// Takes an agent's slots and queue along to its new pool. What a crash leaves undone the audit finds: the log
+    /// says where everything belongs.
+    async fn move_agent(self: &Arc<Self>, agent: &Agent, old_pool: &Pool) {
+        let id = agent.id.as_str();
+        tracing::info!(agent_id = id, from = %old_pool, to = %agent.pool(), "agent moves to another pool");
+        loop {
+            let removed = self
+                .in_redis(old_pool, "remove_agent", || {
+                    self.capacity.remove_agent(old_pool.as_str(), id, agent.seq, self.stamp())
+                })
+                .await;
+            let Some(removed) = removed.filter(|r| r.applied) else { return };
+            let pool = agent.pool();
+            for slot in &removed.held {
+                self.in_redis(&pool, "adopt", || {
+                    self.capacity.adopt(pool.as_str(), id, &slot.hold, slot.granted_at_ms, self.stamp())
+                })
+                .await;
+            }
+            for waiting in &removed.queued {
+                self.place_waiting(&waiting.hold.execution_id).await;
+            }
+            if !removed.more {
+                return;
+            }
+        }
+    }
+
+    /// Gives an execution that waits by the log its place in Redis, if it has none.
+    pub(crate) async fn place_waiting(self: &Arc<Self>, id: &str) -> bool {
+        let Some(execution) = ExecutionId::new(id).ok().and_then(|id| self.ledger.execution(&id)) else {
+            return false;
+        };
+        if execution.state != rollcall_core::execution::State::Queued {
+            return false;
+        }
+        let hold = decide::hold(&execution, execution.attempt);
+        self.requeue(&execution, hold.clone(), hold, None).await;
+        true
+    }
+
+    /// Runs an operation in Redis, rebuilding the pool when that is what it takes. `None`: it did not happen; the
+    /// audit will see to it.
+    pub(crate) async fn in_redis<T, F, Fut>(
+        self: &Arc<Self>,
+        pool: &Pool,
+        what: &'static str,
+        operation: F,
+    ) -> Option<T>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<T, CapacityError>>,
+    {
+        let mut pause = EFFECT_PAUSE;
+        for tries in 1..=EFFECT_TRIES_MAX {
+            let error = match operation().await {
+                Ok(done) => return Some(done),
+                Err(error) => error,
+            };
+            if error.wants_rebuild() {
+                if let Err(error) = self.rebuild(pool).await {
+                    tracing::warn!(%pool, %error, "could not rebuild the pool");
+                }
+            } else if tries < EFFECT_TRIES_MAX {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            if tries == EFFECT_TRIES_MAX {
+                tracing::warn!(%pool, what, %error, "left to the audit");
+                metrics::counter!("rollcall_effects_deferred_total").increment(1);
+                self.ask_for_audit();
+            }
+        }
+        None
+    }
+
+    /// Dispatches what got a slot.
+    pub(crate) fn spawn_launches(self: &Arc<Self>, pool: &Pool, grants: Vec<Grant>) {
+        for grant in grants {
+            let dispatcher = Arc::clone(self);
+            let pool = pool.clone();
+            self.spawn(async move {
+                dispatcher.launch(&pool, grant).await;
+            });
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! From a slot to a running attempt: confirm the slot, write `dispatched`, ask the agent, write what it said.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use rollcall_capacity::{Capacity, Confirmation, Grant};
+use rollcall_core::{
+    AgentId, ExecutionId, Pool,
+    execution::{Attempt, Execution, State},
+    subject::AgentVerb,
+    wire::{DispatchReply, DispatchRequest, ErrorBody, Outcome},
+};
+use rollcall_nats::RequestError;
+use serde_json::value::RawValue;
+
+use crate::{decide, ledger::DecideError, shell::Dispatcher};
+
+/// How long an agent has to answer a dispatch before its outcome is unknown (PROTOCOL.md 4, `submit`).
+pub(crate) const DISPATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Reasons that send a refused dispatch back to its queue; with any other it fails, because it would be refused
+/// again (PROTOCOL.md 3).
+const COMES_BACK: [&str; 2] = ["draining", "at_capacity"];
+
+/// What the agent said to a dispatch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Accepted,
+    /// Not now, or nobody there: back to the queue.
+    Back(String),
+    /// Never.
+    Unfit(String),
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Dispatcher {
+    /// Brings a granted slot to use, or gives it back if the log has other plans.
+    pub(crate) async fn launch(self: &Arc<Self>, pool: &Pool, grant: Grant) {
+        let Ok(id) = ExecutionId::new(&grant.hold.execution_id) else { return };
+        // The permit bounds how many launches talk to the bus at once; it is never held across another launch.
+        let Ok(_permit) = self.launches.acquire().await else { return };
+        if let Err(error) = self.try_launch(pool, &id, &grant).await {
+            tracing::warn!(execution_id = %id, %error, "launch left to the audit");
+            self.ask_for_audit();
+        }
+    }
+
+    async fn try_launch(
+        self: &Arc<Self>,
+        pool: &Pool,
+        id: &ExecutionId,
+        grant: &Grant,
+    ) -> Result<(), DecideError> {
+        let known = match self.ledger.execution(id) {
+            Some(known) => Some(known),
+            None => self.ledger.fresh_execution(id).await?,
+        };
+        // Reserved but not in the log yet: whoever submits it will find the slot when its event has landed.
+        let Some(execution) = known else { return Ok(()) };
+        if execution.state != State::Queued || execution.attempt != grant.hold.attempt {
+            let fresh = self.ledger.fresh_execution(id).await?;
+            return self.give_back_unless_held(pool, grant, fresh.as_ref()).await;
+        }
+        let Ok(agent_id) = AgentId::new(&grant.agent) else { return Ok(()) };
+        let agent = self.ledger.agent(&agent_id);
+        let Some((agent, instance)) = agent.and_then(|a| a.instance_id.clone().map(|i| (a, i))) else {
+            tracing::warn!(%agent_id, "a slot of an agent without an instance");
+            return Ok(());
+        };
+        match self
+            .in_redis(pool, "confirm", || self.capacity.confirm(pool.as_str(), grant, self.stamp()))
+            .await
+        {
+            Some(Confirmation::Confirmed { .. }) => {}
+            Some(Confirmation::Lost) => {
+                self.place_waiting(id.as_str()).await;
+                return Ok(());
+            }
+            None => return Ok(()),
+        }
+        let timeout_ms = execution
+            .request
+            .timeout_ms
+            .or_else(|| agent.profile.as_ref().and_then(|p| p.timeout_ms))
+            .unwrap_or(self.settings.default_timeout_ms);
+        let now = self.ledger.now();
+        let decided = self
+            .ledger
+            .decide(id, |e| e.dispatch(grant.hold.attempt, &agent_id, &instance, timeout_ms, now))
+            .await;
+        let dispatched = match decided {
+            Ok(change) => change.after,
+            Err(DecideError::Refused(_)) => {
+                let fresh = self.ledger.fresh_execution(id).await?;
+                return self.give_back_unless_held(pool, grant, fresh.as_ref()).await;
+            }
+            Err(error) => return Err(error),
+        };
+        metrics::histogram!("rollcall_queue_wait_seconds")
+            .record(Duration::from_millis(now.since_ms(dispatched.waiting_since)));
+        if dispatched.is_external() {
+            return Ok(());
+        }
+        self.ask(&dispatched).await
+    }
+
+    /// Releases a slot that the log gives to nobody or somebody else; keeps the one that another replica put to use.
+    async fn give_back_unless_held(
+        self: &Arc<Self>,
+        pool: &Pool,
+        grant: &Grant,
+        execution: Option<&Execution>,
+    ) -> Result<(), DecideError> {
+        let held = execution
+            .and_then(Execution::holder)
+            .is_some_and(|held| held.number == grant.hold.attempt && held.agent_id.as_str() == grant.agent);
+        let waits = execution.is_some_and(|e| e.state == State::Queued && e.attempt == grant.hold.attempt);
+        if held || waits {
+            return Ok(());
+        }
+        let settled = self
+            .in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), &grant.hold, self.stamp()))
+            .await;
+        if let Some(settled) = settled {
+            self.spawn_launches(pool, settled.promoted);
+        }
+        Ok(())
+    }
+
+    /// Asks the agent to take what was dispatched, and writes down what it says.
+    pub(crate) async fn ask(self: &Arc<Self>, execution: &Execution) -> Result<(), DecideError> {
+        let Some(held) = execution.current() else { return Ok(()) };
+        let answer = self.dispatch_request(execution, held).await;
+        self.answered(execution.id(), held, answer).await
+    }
+
+    /// Writes down what an agent said to a dispatch.
+    pub(crate) async fn answered(
+        self: &Arc<Self>,
+        id: &ExecutionId,
+        held: &Attempt,
+        answer: Answer,
+    ) -> Result<(), DecideError> {
+        let decided = match &answer {
+            Answer::Accepted => self.ledger.decide(id, |e| e.start(held.number)).await,
+            Answer::Back(reason) => {
+                tracing::info!(execution_id = %id, agent_id = %held.agent_id, reason, "dispatch refused, back to its queue");
+                self.ledger
+                    .decide(id, |e| {
+                        if e.state == State::Dispatching && e.attempt == held.number {
+                            e.queue(1, Some(reason.clone()))
+                        } else {
+                            Err(rollcall_core::execution::Refusal::State(e.state.as_str()))
+                        }
+                    })
+                    .await
+            }
+            Answer::Unfit(reason) => {
+                let facts = rollcall_core::execution::ReportFacts {
+                    agent_id: held.agent_id.clone(),
+                    instance_id: held.instance_id.clone(),
+                    attempt: held.number,
+                    outcome: Outcome::Failed,
+                    result: None,
+                    checkpoint: None,
+                    error: Some(ErrorBody {
+                        code: reason.clone(),
+                        message: format!("agent {} refused the dispatch: {reason}", held.agent_id),
+                    }),
+                };
+                self.ledger
+                    .decide(id, |e| {
+                        e.report(facts.clone())
+                            .filter(|_| e.holder().is_some())
+                            .ok_or(rollcall_core::execution::Refusal::State(e.state.as_str()))
+                    })
+                    .await
+            }
+            Answer::Unknown => {
+                tracing::info!(execution_id = %id, agent_id = %held.agent_id, "dispatch not answered, waiting for its heartbeats");
+                self.spawn_settle_unknown(id.clone(), held.clone());
+                return Ok(());
+            }
+        };
+        match decided {
+            Ok(change) => {
+                // Boxed: what a change causes can be another launch.
+                Box::pin(self.carry_out(&change)).await;
+                Ok(())
+            }
+            // It ended, or somebody cancelled it, in the meantime; whoever did that sees to the rest.
+            Err(DecideError::Refused(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) async fn dispatch_request(&self, execution: &Execution, held: &Attempt) -> Answer {
+        let body = match self.dispatch_body(execution, held).await {
+            Ok(body) => body,
+            Err(why) => {
+                tracing::warn!(execution_id = %execution.id(), why, "can't read what to dispatch");
+                return Answer::Unknown;
+            }
+        };
+        let subject = self.subjects.agent_request(&held.agent_id, &held.instance_id, AgentVerb::Dispatch);
+        match self.bus.request(subject, body, DISPATCH_ANSWER_TIMEOUT).await {
+            Ok(reply) => match serde_json::from_slice::<DispatchReply>(&reply.payload) {
+                Ok(DispatchReply { accepted: true, .. }) => Answer::Accepted,
+                Ok(DispatchReply { reason, .. }) => {
+                    let reason: String =
+                        reason.unwrap_or_else(|| "refused".to_owned()).chars().take(200).collect();
+                    if COMES_BACK.contains(&reason.as_str()) {
+                        Answer::Back(reason)
+                    } else {
+                        Answer::Unfit(reason)
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(agent_id = %held.agent_id, %error, "an answer to a dispatch that is none");
+                    Answer::Unknown
+                }
+            },
+            Err(RequestError::NoResponders) => Answer::Back("no_responders".to_owned()),
+            Err(_) => Answer::Unknown,
+        }
+    }
+
+    async fn dispatch_body(&self, execution: &Execution, held: &Attempt) -> Result<Bytes, String> {
+        let read = |bytes: Bytes| -> Result<Box<RawValue>, String> {
+            serde_json::from_slice(&bytes).map_err(|e| format!("a stored payload is no JSON: {e}"))
+        };
+        let input = read(self.stored(&execution.request.input).await?)?;
+        let checkpoint = match &execution.checkpoint {
+            Some(stored) => Some(read(self.stored(stored).await?)?),
+            None => None,
+        };
+        let request = DispatchRequest {
+            execution_id: execution.id().clone(),
+            attempt: held.number,
+            timeout_ms: held.timeout_ms,
+            deadline: held.deadline,
+            input,
+            checkpoint,
+        };
+        serde_json::to_vec(&request).map(Bytes::from).map_err(|e| e.to_string())
+    }
+
+    /// Where an execution stands for its submitter.
+    pub(crate) async fn reply_for(&self, execution: &Execution) -> rollcall_core::wire::ExecutionReply {
+        let view = execution.view();
+        rollcall_core::wire::ExecutionReply {
+            position: self.position_of(execution).await,
+            execution_id: view.execution_id,
+            state: view.state,
+            agent_id: view.agent_id,
+            attempt: view.attempt,
+        }
+    }
+
+    /// Its place in the queue, while it waits.
+    pub(crate) async fn position_of(&self, execution: &Execution) -> Option<u64> {
+        if execution.state != State::Queued {
+            return None;
+        }
+        let pool = self.ledger.read(|p| p.pool_of(execution));
+        let limit = usize::try_from(self.settings.queue_depth).unwrap_or(usize::MAX).max(1);
+        let queue = match decide::queue_of(execution) {
+            rollcall_capacity::Queue::Agent(agent) => {
+                self.capacity.inspect(pool.as_str(), &agent, limit).await.ok()?.queue
+            }
+            rollcall_capacity::Queue::Pool => {
+                self.capacity.inspect_pool(pool.as_str(), limit).await.ok()?.queue
+            }
+        };
+        let hold = decide::hold(execution, execution.attempt);
+        queue.iter().find(|waiting| waiting.hold == hold).map(|waiting| waiting.position)
+    }
+}

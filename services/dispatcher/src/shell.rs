@@ -1,0 +1,310 @@
+//! The dispatcher's moving parts: what it is made of, how it starts, and its loops.
+
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use rollcall_capacity::{AgentSetting, RedisCapacity};
+use rollcall_core::{
+    AgentId, Pool,
+    event::SystemEventKind,
+    execution::{Execution, State},
+    subject::Subjects,
+};
+use rollcall_nats::{Bus, Entry, Payloads, Reports, TailError, WorkConsumer, WorkOptions};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    alarms::Alarms,
+    config::Config,
+    ledger::{DecideError, Ingested, Ledger},
+    rebuild::RebuildError,
+    watch::Waits,
+};
+
+/// Launches that talk to the bus at once. Each may wait two seconds for its agent.
+const LAUNCHES_MAX: usize = 1024;
+/// Reports that are applied at once.
+const REPORTS_MAX: usize = 256;
+/// Events folded between two looks at the shutdown signal.
+const TAIL_BATCH: usize = 1000;
+/// How often waiting work is looked at: a queue beside a free slot for longer than a second is an alarm.
+const QUICK_AUDIT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often queued work is looked at for its time to live.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
+/// Executions expired in one look.
+const EXPIRY_BATCH: usize = 256;
+/// Pause before something is tried again that needs a server which does not answer.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+
+/// One dispatcher process.
+pub(crate) struct Dispatcher {
+    pub(crate) ledger: Ledger,
+    pub(crate) capacity: RedisCapacity,
+    pub(crate) payloads: Payloads,
+    pub(crate) reports: Reports,
+    pub(crate) bus: Bus,
+    pub(crate) subjects: Subjects,
+    pub(crate) settings: Config,
+    pub(crate) launches: Semaphore,
+    pub(crate) waits: Waits,
+    pub(crate) alarms: Alarms,
+    pub(crate) rebuilding: tokio::sync::Mutex<()>,
+    pub(crate) cancel: CancellationToken,
+    applied: Mutex<HashMap<AgentId, (Pool, AgentSetting)>>,
+    pools: Mutex<HashSet<Pool>>,
+    audit_wanted: Notify,
+    live: AtomicBool,
+    ready: AtomicBool,
+    tasks: TaskTracker,
+}
+
+/// What a dispatcher is made of.
+pub(crate) struct Parts {
+    pub(crate) ledger: Ledger,
+    pub(crate) capacity: RedisCapacity,
+    pub(crate) bus: Bus,
+    pub(crate) subjects: Subjects,
+    pub(crate) settings: Config,
+    pub(crate) cancel: CancellationToken,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // The maps are changed by single calls: a panic can't have left them half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Dispatcher {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            payloads: Payloads::new(&parts.bus),
+            reports: Reports::new(&parts.bus),
+            ledger: parts.ledger,
+            capacity: parts.capacity,
+            bus: parts.bus,
+            subjects: parts.subjects,
+            settings: parts.settings,
+            launches: Semaphore::new(LAUNCHES_MAX),
+            waits: Waits::default(),
+            alarms: Alarms::default(),
+            rebuilding: tokio::sync::Mutex::new(()),
+            cancel: parts.cancel,
+            applied: Mutex::default(),
+            pools: Mutex::default(),
+            audit_wanted: Notify::new(),
+            live: AtomicBool::new(false),
+            ready: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// Runs something that outlives its caller; the drain waits for it.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    /// Whether the start-up reconcile is done.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Has the auditor look soon.
+    pub(crate) fn ask_for_audit(&self) {
+        self.audit_wanted.notify_one();
+    }
+
+    /// Notes what is about to be said to Redis about an agent; returns what was said before.
+    pub(crate) fn note_applied(
+        &self,
+        id: &AgentId,
+        pool: &Pool,
+        setting: AgentSetting,
+    ) -> Option<(Pool, AgentSetting)> {
+        locked(&self.applied).insert(id.clone(), (pool.clone(), setting))
+    }
+
+    /// Notes that a pool was seen ready. `true`: it had been before.
+    pub(crate) fn note_pool(&self, pool: &Pool) -> bool {
+        !locked(&self.pools).insert(pool.clone())
+    }
+
+    /// Folds the log for as long as the process runs; carries out what others decided once the fold is current.
+    pub(crate) async fn follow(self: Arc<Self>, replayed: CancellationToken) -> Result<(), TailError> {
+        let all = self.subjects.all_events();
+        let mut tail = self.ledger.log().tail(0, [all.as_str()]);
+        loop {
+            let batch = tokio::select! {
+                batch = tail.next_batch(TAIL_BATCH) => batch?,
+                () = self.cancel.cancelled() => return Ok(()),
+            };
+            for entry in &batch.entries {
+                self.fold(entry).await;
+            }
+            if batch.caught_up && !self.live.swap(true, Ordering::AcqRel) {
+                replayed.cancel();
+            }
+        }
+    }
+
+    async fn fold(self: &Arc<Self>, entry: &Entry) {
+        let live = self.live.load(Ordering::Acquire);
+        match self.ledger.ingest(entry) {
+            Ingested::Foreign(change) if live => {
+                let dispatcher = Arc::clone(self);
+                self.spawn(async move { dispatcher.carry_out(&change).await });
+            }
+            Ingested::Agent(id) if live => {
+                let dispatcher = Arc::clone(self);
+                self.spawn(async move { dispatcher.apply_agent(&id).await });
+            }
+            Ingested::Unknown(id) => {
+                if let Err(error) = self.ledger.load_execution(&id).await {
+                    tracing::warn!(execution_id = %id, %error, "could not read an execution's history");
+                }
+            }
+            Ingested::Invalid(why) => self.invalid_entry(entry, why, live),
+            Ingested::Foreign(_) | Ingested::Agent(_) | Ingested::Nothing => {}
+        }
+    }
+
+    fn invalid_entry(self: &Arc<Self>, entry: &Entry, why: String, live: bool) {
+        let subject = entry.subject.escape_default().to_string();
+        let seq = entry.seq;
+        metrics::counter!("rollcall_invalid_entries_total").increment(1);
+        tracing::warn!(seq, subject, why, "an entry of the log is no valid event; skipped");
+        // What was there before this process was alarmed by the one that saw it come.
+        if live && self.alarms.may_speak(&subject, self.ledger.now()) {
+            let dispatcher = Arc::clone(self);
+            self.spawn(async move {
+                dispatcher
+                    .ledger
+                    .system(
+                        SystemEventKind::InvalidEntry,
+                        serde_json::json!({"seq": seq, "subject": subject, "cause": why}),
+                    )
+                    .await;
+            });
+        }
+    }
+
+    /// What must be done before anything is admitted: Redis agrees with the log, and what the last process left
+    /// half done is taken up.
+    pub(crate) async fn reconcile(self: &Arc<Self>) -> Result<(), RebuildError> {
+        self.audit().await?;
+        let agents: Vec<AgentId> = self.ledger.read(|p| p.agents().map(|a| a.id.clone()).collect());
+        for id in agents {
+            self.apply_agent(&id).await;
+        }
+        let open: Vec<Execution> = self.ledger.read(|p| p.open().cloned().collect());
+        for execution in open {
+            let Some(held) = execution.holder().cloned() else { continue };
+            match execution.state {
+                State::Cancelling => self.spawn_cancel(execution.id().clone(), held.number),
+                State::Dispatching => {
+                    let dispatcher = Arc::clone(self);
+                    self.spawn(async move {
+                        // Asking again is harmless: an agent runs an attempt once.
+                        if let Err(error) = dispatcher.ask(&execution).await {
+                            tracing::warn!(execution_id = %execution.id(), %error, "could not take a dispatch up again");
+                        }
+                    });
+                }
+                _ => {}
+            }
+        }
+        self.ready.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Takes in reports until the shutdown.
+    pub(crate) async fn take_reports(self: Arc<Self>) {
+        let options = WorkOptions { max_ack_pending: REPORTS_MAX * 4, ..WorkOptions::default() };
+        let mut consumer: WorkConsumer = self.reports.work("dispatcher", options);
+        let permits = Arc::new(Semaphore::new(REPORTS_MAX));
+        loop {
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+            let delivery = tokio::select! {
+                delivery = consumer.next() => delivery,
+                () = self.cancel.cancelled() => break,
+            };
+            match delivery {
+                Ok(delivery) => {
+                    let dispatcher = Arc::clone(&self);
+                    self.spawn(async move {
+                        dispatcher.take_report(delivery).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "can't take in reports");
+                    tokio::time::sleep(TRY_AGAIN).await;
+                    let options = WorkOptions { max_ack_pending: REPORTS_MAX * 4, ..WorkOptions::default() };
+                    consumer = self.reports.work("dispatcher", options);
+                }
+            }
+        }
+        consumer.stop().await;
+    }
+
+    /// Ends what has waited too long.
+    pub(crate) async fn expire_queued(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(EXPIRY_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.cancel.cancelled() => return,
+            }
+            let now = self.ledger.now();
+            for id in self.ledger.read(|p| p.expired(now, EXPIRY_BATCH)) {
+                match self.ledger.decide(&id, |e| e.expire(now)).await {
+                    Ok(change) => self.carry_out(&change).await,
+                    Err(DecideError::Refused(_)) => {}
+                    Err(error) => {
+                        tracing::warn!(execution_id = %id, %error, "could not expire");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Audits at intervals, and when somebody asks for it.
+    pub(crate) async fn audit_at_intervals(self: Arc<Self>) {
+        let mut full = tokio::time::interval(self.settings.audit_interval);
+        let mut quick = tokio::time::interval(QUICK_AUDIT_INTERVAL);
+        for ticks in [&mut full, &mut quick] {
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+            ticks.reset();
+        }
+        loop {
+            let result = tokio::select! {
+                _ = full.tick() => self.audit().await,
+                _ = quick.tick() => self.quick_audit().await,
+                () = self.audit_wanted.notified() => {
+                    // Whoever asked ran into a server that did not answer: give it a moment.
+                    tokio::time::sleep(TRY_AGAIN).await;
+                    self.audit().await
+                }
+                () = self.cancel.cancelled() => return,
+            };
+            if let Err(error) = result {
+                metrics::counter!("rollcall_audits_failed_total").increment(1);
+                tracing::warn!(%error, "audit not possible now");
+            }
+        }
+    }
+
+    /// Lets what is under way finish.
+    pub(crate) async fn finish(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}

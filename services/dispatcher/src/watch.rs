@@ -1,0 +1,127 @@
+//! Waiting for one agent's heartbeats: after a refusal, and when nobody knows what became of a dispatch. Only the
+//! agents concerned are listened to.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rollcall_capacity::Capacity;
+use rollcall_core::{
+    AgentId, ExecutionId,
+    execution::{Attempt, State},
+    wire::{AgentState, Heartbeat},
+};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{launch::Answer, shell::Dispatcher};
+
+/// How often such a wait looks at the log's fold when no heartbeat comes.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Who is being waited for, so that one wait serves everybody.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    reopening: Mutex<HashSet<AgentId>>,
+    unknown: Mutex<HashSet<(ExecutionId, u32)>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // The sets are changed by single calls: a panic can't have left them half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Dispatcher {
+    /// Offers an agent work again after its next heartbeat.
+    pub(crate) fn spawn_reopen(self: &Arc<Self>, agent: AgentId) {
+        if !locked(&self.waits.reopening).insert(agent.clone()) {
+            return;
+        }
+        let dispatcher = Arc::clone(self);
+        self.spawn(async move {
+            dispatcher.wait_to_reopen(&agent).await;
+            locked(&dispatcher.waits.reopening).remove(&agent);
+            let Some(known) = dispatcher.ledger.agent(&agent) else { return };
+            let pool = known.pool();
+            let filled = dispatcher
+                .in_redis(&pool, "reopen", || {
+                    dispatcher.capacity.reopen(pool.as_str(), agent.as_str(), dispatcher.stamp())
+                })
+                .await;
+            if let Some(filled) = filled {
+                dispatcher.spawn_launches(&pool, filled.promoted);
+                if filled.more {
+                    dispatcher.promote(&pool, agent.as_str()).await;
+                }
+            }
+        });
+    }
+
+    /// Until the agent's current instance beats and takes work, or is replaced.
+    async fn wait_to_reopen(&self, agent: &AgentId) {
+        let instance = self.ledger.agent(agent).and_then(|a| a.instance_id);
+        let Ok(mut beats) = self.bus.subscribe(self.subjects.heartbeat(agent)).await else { return };
+        while !self.cancel.is_cancelled() {
+            let until = Instant::now() + LOOK_AGAIN;
+            if let Ok(Some(message)) = timeout_at(until, futures_next(&mut beats)).await
+                && let Ok(beat) = Heartbeat::read(&message.payload)
+                && instance.as_ref().is_none_or(|i| *beat.instance_id == *i.as_str())
+                && matches!(beat.state, AgentState::Ready | AgentState::Busy)
+            {
+                return;
+            }
+            // A new instance has refused nothing.
+            if self.ledger.agent(agent).and_then(|a| a.instance_id) != instance {
+                return;
+            }
+        }
+    }
+
+    /// Settles a dispatch that was not answered, by the agent's heartbeats. The same dispatch may be sent again to the
+    /// same instance: it runs once. It ends at the latest when the watchdog calls it lost.
+    pub(crate) fn spawn_settle_unknown(self: &Arc<Self>, id: ExecutionId, held: Attempt) {
+        if !locked(&self.waits.unknown).insert((id.clone(), held.number)) {
+            return;
+        }
+        let dispatcher = Arc::clone(self);
+        self.spawn(async move {
+            dispatcher.settle_unknown(&id, &held).await;
+            locked(&dispatcher.waits.unknown).remove(&(id, held.number));
+        });
+    }
+
+    async fn settle_unknown(self: &Arc<Self>, id: &ExecutionId, held: &Attempt) {
+        let Ok(mut beats) = self.bus.subscribe(self.subjects.heartbeat(&held.agent_id)).await else { return };
+        while !self.cancel.is_cancelled() {
+            let until = Instant::now() + LOOK_AGAIN;
+            let message = timeout_at(until, futures_next(&mut beats)).await.ok().flatten();
+            let Some(execution) = self.ledger.execution(id) else { return };
+            if execution.state != State::Dispatching || execution.attempt != held.number {
+                return;
+            }
+            let Some(message) = message else { continue };
+            let Ok(beat) = Heartbeat::read(&message.payload) else { continue };
+            if *beat.instance_id != *held.instance_id.as_str() {
+                continue;
+            }
+            let listed = beat.executions.iter().any(|c| *c.id == *id.as_str() && c.attempt == held.number);
+            let answer =
+                if listed { Answer::Accepted } else { self.dispatch_request(&execution, held).await };
+            if answer == Answer::Unknown {
+                continue;
+            }
+            if let Err(error) = self.answered(id, held, answer).await {
+                tracing::warn!(execution_id = %id, %error, "could not write down what became of a dispatch");
+                continue;
+            }
+            return;
+        }
+    }
+}
+
+/// The next message of a subscription.
+async fn futures_next(beats: &mut rollcall_nats::Subscriber) -> Option<rollcall_nats::Message> {
+    use futures_util::StreamExt as _;
+    beats.next().await
+}

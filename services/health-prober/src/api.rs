@@ -1,0 +1,214 @@
+//! The verbs: `agents`, `agent`, `drain`, `undrain`, `goodbye`, `forget`.
+
+use bytes::Bytes;
+use rollcall_core::agent::Status;
+use rollcall_core::time::Clock;
+use rollcall_core::wire::{AgentRequest, ApiError, ErrorCode, Goodbye, GoodbyeReason, InFlight};
+use rollcall_core::{AgentId, InstanceId, Pool};
+use rollcall_nats::{ApiHandle, ApiOptions, ApiRequest, ApiServer, Bus, Entry, RequestError, SubscribeError};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::decide::Wish;
+use crate::effect::Reach;
+use crate::shell::Input;
+use crate::view::AgentView;
+
+/// Drain time of a goodbye that names none.
+const GOODBYE_DEADLINE_MS_DEFAULT: u64 = 30_000;
+/// Longest deadline that may be asked for: thirty days.
+const DEADLINE_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
+/// Longest reason, in characters.
+const REASON_CHARS_MAX: usize = 500;
+
+/// A question of a request handler to the loop.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// `agents`
+    List(ListQuery, oneshot::Sender<Result<Listing, ApiError>>),
+    /// One agent; `None`: not known here.
+    View(AgentId, oneshot::Sender<Result<Option<AgentView>, ApiError>>),
+    /// What the log's leader has about an agent that was not known here.
+    Fold(Vec<Entry>, oneshot::Sender<()>),
+    /// A wish about a known agent.
+    Wish(AgentId, Wish, oneshot::Sender<Result<AgentView, ApiError>>),
+    /// The instance to say goodbye to; it is repeated in answers to its heartbeats.
+    Part(AgentId, Goodbye, oneshot::Sender<Result<InstanceId, ApiError>>),
+    /// The goodbye was heard.
+    Parted(AgentId, InstanceId),
+}
+
+/// `agents`
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct ListQuery {
+    /// Only with this status.
+    #[serde(default)]
+    pub(crate) status: Option<Status>,
+    /// Only of this pool.
+    #[serde(default)]
+    pub(crate) pool: Option<Pool>,
+    /// At most so many.
+    #[serde(default)]
+    pub(crate) limit: Option<usize>,
+    /// Only those after this one, in the order of ids.
+    #[serde(default)]
+    pub(crate) after: Option<AgentId>,
+}
+
+/// The answer to `agents`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Listing {
+    pub(crate) agents: Vec<AgentView>,
+    /// Pass it as `after` for the rest.
+    pub(crate) next: Option<String>,
+}
+
+/// Answers requests until the handle is drained.
+///
+/// # Errors
+/// The connection was closed.
+pub(crate) async fn serve(
+    bus: &Bus,
+    reach: Reach,
+    inputs: mpsc::Sender<Input>,
+) -> Result<ApiHandle, SubscribeError> {
+    let mut options = ApiOptions::new("rollcall-health-prober", env!("CARGO_PKG_VERSION"));
+    "Who is alive: agents, their status and drains.".clone_into(&mut options.description);
+    let verbs = Verbs { reach, inputs };
+    let mut server = ApiServer::new(bus, options);
+    for verb in ["agents", "agent", "drain", "undrain", "goodbye", "forget"] {
+        let verbs = verbs.clone();
+        server = server.verb(verb, move |request| {
+            let verbs = verbs.clone();
+            async move { verbs.handle(&request).await.map_err(|error| outward(&error)) }
+        });
+    }
+    server.start().await
+}
+
+fn outward(error: &ApiError) -> rollcall_nats::ApiError {
+    let out = rollcall_nats::ApiError::new(error.code.as_str(), error.message.clone());
+    match error.retry_after_ms {
+        Some(millis) => out.retry_after_ms(millis),
+        None => out,
+    }
+}
+
+#[derive(Clone)]
+struct Verbs {
+    reach: Reach,
+    inputs: mpsc::Sender<Input>,
+}
+
+impl Verbs {
+    async fn handle(&self, request: &ApiRequest) -> Result<Bytes, ApiError> {
+        let verb = request.verb;
+        if verb == "agents" {
+            let query = match request.payload.as_ref() {
+                b"" => ListQuery::default(),
+                bytes => read(verb, bytes)?,
+            };
+            let listing = self.ask(|reply| Ask::List(query, reply)).await??;
+            return encode(&listing);
+        }
+        let asked: AgentRequest = read(verb, &request.payload)?;
+        check(verb, &asked)?;
+        let id = asked.agent_id.clone();
+        let view = self.known(&id).await?;
+        let reason = |default: &str| asked.reason.clone().unwrap_or_else(|| default.to_owned());
+        match verb {
+            "agent" => encode(&view),
+            "drain" => {
+                let now = rollcall_core::time::SystemClock::new().now();
+                let deadline = asked.deadline_ms.map(|millis| now.plus_ms(millis));
+                self.wish(id, Wish::Drain { reason: reason("drain"), deadline }).await
+            }
+            "undrain" => self.wish(id, Wish::Undrain { reason: reason("undrain") }).await,
+            "forget" => self.wish(id, Wish::Forget { reason: reason("forgotten") }).await,
+            "goodbye" => self.goodbye(id, &asked).await,
+            other => Err(ApiError::bad_request(format!("there is no verb {other}"))),
+        }
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let ended = |_| ApiError::unavailable("the health-prober is ending");
+        self.inputs.send(Input::Ask(question(reply))).await.map_err(|_| ended(()))?;
+        answer.await.map_err(|_| ended(()))
+    }
+
+    /// The agent, after a look into the log itself if it is not known here.
+    async fn known(&self, id: &AgentId) -> Result<AgentView, ApiError> {
+        if let Some(view) = self.ask(|reply| Ask::View(id.clone(), reply)).await?? {
+            return Ok(view);
+        }
+        let entries = self.reach.history(id).await.map_err(|error| {
+            ApiError::unavailable(format!("whether agent {id} is known can't be told: {error}"))
+        })?;
+        if !entries.is_empty() {
+            self.ask(|reply| Ask::Fold(entries, reply)).await?;
+        }
+        let unknown = || ApiError::new(ErrorCode::UnknownAgent, format!("agent {id} was never heard of"));
+        self.ask(|reply| Ask::View(id.clone(), reply)).await??.ok_or_else(unknown)
+    }
+
+    async fn wish(&self, id: AgentId, wish: Wish) -> Result<Bytes, ApiError> {
+        encode(&self.ask(|reply| Ask::Wish(id, wish, reply)).await??)
+    }
+
+    async fn goodbye(&self, id: AgentId, asked: &AgentRequest) -> Result<Bytes, ApiError> {
+        let goodbye = Goodbye {
+            reason: GoodbyeReason::Operator,
+            deadline_ms: asked.deadline_ms.unwrap_or(GOODBYE_DEADLINE_MS_DEFAULT),
+            in_flight: asked.in_flight.unwrap_or(InFlight::Finish),
+        };
+        let instance = self.ask(|reply| Ask::Part(id.clone(), goodbye.clone(), reply)).await??;
+        let said = self.reach.say_goodbye(&id, &instance, &goodbye).await;
+        let mut answer = json!({ "agent_id": id, "instance_id": instance, "sent": true, "answered": false });
+        match said {
+            Ok(ok) => {
+                answer["answered"] = json!(true);
+                answer["ok"] = json!(ok);
+                // Whether the loop still takes it or not: the goodbye itself is said.
+                let _ = self.inputs.send(Input::Ask(Ask::Parted(id, instance))).await;
+            }
+            Err(RequestError::NoResponders) => {
+                answer["note"] =
+                    json!("no_responders: nobody listens there; it is repeated in answers to heartbeats");
+            }
+            Err(RequestError::Disconnected) => {
+                return Err(ApiError::unavailable("nats is not connected, the goodbye was not sent"));
+            }
+            Err(error) => answer["note"] = json!(error.to_string()),
+        }
+        encode(&answer)
+    }
+}
+
+/// Reads an object. (A list of values in the order of the fields would be taken for one.)
+fn read<T: DeserializeOwned>(verb: &str, bytes: &[u8]) -> Result<T, ApiError> {
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::bad_request(format!("{verb}: not a JSON object")));
+    }
+    serde_json::from_slice(bytes).map_err(|error| ApiError::bad_json(verb, &error))
+}
+
+fn check(verb: &str, asked: &AgentRequest) -> Result<(), ApiError> {
+    if let Some(deadline) = asked.deadline_ms.filter(|millis| *millis > DEADLINE_MS_MAX) {
+        return Err(ApiError::bad_request(format!(
+            "{verb}: deadline_ms is {deadline}, at most {DEADLINE_MS_MAX}"
+        )));
+    }
+    if asked.reason.as_ref().is_some_and(|reason| reason.chars().count() > REASON_CHARS_MAX) {
+        return Err(ApiError::bad_request(format!("{verb}: reason has over {REASON_CHARS_MAX} characters")));
+    }
+    Ok(())
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Bytes, ApiError> {
+    serde_json::to_vec(value)
+        .map(Bytes::from)
+        .map_err(|error| ApiError::unavailable(format!("the answer can't be written: {error}")))
+}

@@ -1,0 +1,366 @@
+//! The next event of an agent, if one is due. Pure and level-triggered: it compares what the log says with what was
+//! seen and names *one* step. After the step is in the log (or somebody else's was) it is asked again, so a crash
+//! between two steps, a lost race and a second prober all come out the same.
+
+use rollcall_core::agent::{Agent, Status};
+use rollcall_core::event::{AgentEvent, Marked, StatusChanged, Superseded};
+use rollcall_core::wire::ApiError;
+use rollcall_core::{InstanceId, Timestamp};
+use serde_json::json;
+
+use crate::config::Policy;
+use crate::detector::{Cause, Channel, Grade, Health, judge};
+use crate::state::{FLAP_FALLS, Known, LOSSES_MAX, Live};
+
+/// What an operator asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// No new work for this agent, over all its instances.
+    Drain {
+        /// Why.
+        reason: String,
+        /// When what is left is to be returned.
+        deadline: Option<Timestamp>,
+    },
+    /// Work again; lifts a quarantine too.
+    Undrain {
+        /// Why.
+        reason: String,
+    },
+    /// It won't come back.
+    Forget {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next {
+    /// Append this.
+    Append(AgentEvent),
+    /// The wish is fulfilled.
+    Fulfilled,
+    /// The wish can't be.
+    Refused(ApiError),
+}
+
+/// The next step about this agent, if any.
+#[must_use]
+pub fn next(
+    known: &Known,
+    live: &Live,
+    wish: Option<&Wish>,
+    policy: &Policy,
+    now: Timestamp,
+) -> Option<Next> {
+    let append = |event: AgentEvent| Some(Next::Append(event));
+    if let Some(event) = arrival(&known.agent, live).or_else(|| departure(known, live, now)) {
+        return append(event);
+    }
+    if let Some(wish) = wish {
+        return Some(grant(known, live, wish, policy, now));
+    }
+    let event = update(known, live)
+        .or_else(|| status(known, live, policy, now))
+        .or_else(|| forgotten(known, live, policy, now))
+        .or_else(|| marks(known, now));
+    event.and_then(append)
+}
+
+/// A new instance: the old one is superseded, the new one registered.
+fn arrival(agent: &Agent, live: &Live) -> Option<AgentEvent> {
+    let new = live.instance.as_ref()?;
+    if agent.instance_id.as_ref() == Some(new) || agent.is_past(new) {
+        return None;
+    }
+    let profile = live.profile.as_deref()?;
+    if let Some(old) = agent.instance_id.as_ref().filter(|old| !agent.is_past(old)) {
+        return Some(AgentEvent::Superseded(Superseded {
+            agent_id: agent.id.clone(),
+            instance_id: old.clone(),
+            by_instance_id: new.clone(),
+        }));
+    }
+    Some(AgentEvent::Registered(profile.clone()))
+}
+
+/// The current instance said goodbye.
+fn departure(known: &Known, live: &Live, now: Timestamp) -> Option<AgentEvent> {
+    if !live.gone || !hears_current(&known.agent, live) || known.current_is_past() {
+        return None;
+    }
+    let reason = live.reason.as_deref().unwrap_or("gone");
+    let mut change = changed(known, live, reason, now);
+    change.by = Some("instance".to_owned());
+    Some(AgentEvent::Gone(change))
+}
+
+/// What was heard is about the instance that counts.
+fn hears_current(agent: &Agent, live: &Live) -> bool {
+    live.instance.is_some() && live.instance == agent.instance_id
+}
+
+fn update(known: &Known, live: &Live) -> Option<AgentEvent> {
+    let profile = live.profile.as_deref()?;
+    let applies = hears_current(&known.agent, live) && !known.current_is_past();
+    (applies && known.agent.profile.as_ref() != Some(profile)).then(|| AgentEvent::Updated(profile.clone()))
+}
+
+/// The health that the channels amount to now.
+#[must_use]
+pub fn health(known: &Known, live: &Live, policy: &Policy) -> Option<Health> {
+    let status = if known.is_fresh() { None } else { known.agent.status };
+    judge(&live.channels(known.beats()), policy.failure_threshold, status)
+}
+
+fn status(known: &Known, live: &Live, policy: &Policy, now: Timestamp) -> Option<AgentEvent> {
+    let agent = &known.agent;
+    let fresh = known.is_fresh();
+    if agent.status == Some(Status::Gone) && !fresh {
+        // A drain of a gone agent is never granted, so nothing but a new instance leads out of it.
+        return None;
+    }
+    let health = health(known, live, policy)?;
+    if known.current_is_past() && !health.status().is_silent() {
+        return None;
+    }
+    let instance_drains = live.draining && hears_current(agent, live) && agent.instance_drain.is_none();
+    let draining = instance_drains || agent.instance_drain.is_some() || agent.operator_drain.is_some();
+    let reason = if fresh { "first_heartbeat" } else { health.reason() };
+    match health {
+        Health::Connected | Health::Degraded(_) if draining => {
+            (instance_drains || fresh || agent.status != Some(Status::Draining)).then(|| {
+                let mut change = changed(known, live, if fresh { reason } else { "recovered" }, now);
+                if instance_drains {
+                    change.by = Some("instance".to_owned());
+                    change.reason = live.reason.as_deref().unwrap_or("draining").to_owned();
+                }
+                AgentEvent::Draining(change)
+            })
+        }
+        Health::Connected | Health::Degraded(_) => {
+            let to = health.status();
+            let reason = match (health, agent.status) {
+                (Health::Connected, Some(status)) if !fresh && status.is_silent() => "recovered",
+                _ => reason,
+            };
+            (fresh || agent.status != Some(to))
+                .then(|| AgentEvent::status(to, changed(known, live, reason, now)))
+        }
+        // Draining silences alarms: below the threshold it goes on.
+        Health::Disconnected(_) if draining => None,
+        Health::Disconnected(_) => (fresh || agent.status != Some(Status::Disconnected))
+            .then(|| AgentEvent::Disconnected(changed(known, live, health.reason(), now))),
+        Health::Error(cause) => {
+            let news = fresh
+                || agent.status != Some(Status::Error)
+                || agent.error_code.as_deref() != Some(cause.code());
+            news.then(|| AgentEvent::Error(error(known, live, cause, now)))
+        }
+    }
+}
+
+fn error(known: &Known, live: &Live, cause: Cause, now: Timestamp) -> StatusChanged {
+    let mut change = changed(known, live, cause.as_str(), now);
+    change.code = Some(cause.code().to_owned());
+    change.message = Some(explain(live, known.beats(), cause, now));
+    let drained_meanwhile = known.agent.silent_since.is_none();
+    if let Some(since) = known.silent_since.filter(|_| drained_meanwhile)
+        && live.heard_at.is_none_or(|heard| heard < since)
+    {
+        // An operator's drain lay in between; the silence is as old as it was.
+        change.since = since;
+    }
+    change
+}
+
+fn explain(live: &Live, beats: bool, cause: Cause, now: Timestamp) -> String {
+    let mut parts = Vec::new();
+    if beats && live.beat.grade == Grade::Bad {
+        parts.push(match live.heard_at {
+            Some(heard) => format!("no heartbeat for {} ms", now.since_ms(heard)),
+            None => "no heartbeat since the prober started".to_owned(),
+        });
+        if live.edge.vouched > 0 {
+            parts.push("it answers pings all the same".to_owned());
+        }
+    }
+    if let Some(probe) = live.probe.as_deref().filter(|probe| probe.channel.grade == Grade::Bad) {
+        parts.push(format!("{} probe of {}: {}", probe.endpoint.kind, probe.endpoint.url, probe.result));
+    }
+    if parts.is_empty() { cause.as_str().to_owned() } else { parts.join("; ") }
+}
+
+fn forgotten(known: &Known, live: &Live, policy: &Policy, now: Timestamp) -> Option<AgentEvent> {
+    let since = known.agent.silent_since?;
+    // What the log says of the past is not enough: it must be silent to the threshold for ourselves, too.
+    let silent_now = judge(&live.channels(known.beats()), policy.failure_threshold, None)
+        .is_some_and(|health| matches!(health, Health::Error(_)));
+    (known.agent.status == Some(Status::Error) && silent_now && now.since_ms(since) >= policy.forget_after_ms)
+        .then(|| AgentEvent::Gone(changed(known, live, "forgotten", now)))
+}
+
+fn marks(known: &Known, now: Timestamp) -> Option<AgentEvent> {
+    let agent = &known.agent;
+    let mark = |reason: String, count: usize| Marked {
+        agent_id: agent.id.clone(),
+        instance_id: agent.instance_id.clone(),
+        reason,
+        count: u32::try_from(count).ok(),
+        by: None,
+    };
+    let falls = known.falls(now);
+    if !agent.flapping && falls >= FLAP_FALLS {
+        return Some(AgentEvent::Flapping(mark(format!("{falls} falls within 5 minutes"), falls)));
+    }
+    if agent.flapping && falls < FLAP_FALLS / 2 {
+        return Some(AgentEvent::Settled(mark(format!("{falls} falls within 5 minutes"), falls)));
+    }
+    let losses = known.losses(now);
+    if agent.quarantined.is_none() && losses >= LOSSES_MAX {
+        let reason = format!("lost {losses} executions within 10 minutes");
+        return Some(AgentEvent::Quarantined(mark(reason, losses)));
+    }
+    if agent.quarantined.is_some() && now >= known.release_due() {
+        return Some(AgentEvent::Released(mark("no loss for 10 minutes".to_owned(), losses)));
+    }
+    None
+}
+
+fn grant(known: &Known, live: &Live, wish: &Wish, policy: &Policy, now: Timestamp) -> Next {
+    let agent = &known.agent;
+    match wish {
+        Wish::Drain { reason, deadline } => {
+            let wanted = agent.operator_drain.as_ref();
+            if wanted.is_some_and(|drain| drain.reason == *reason && drain.deadline == *deadline) {
+                return Next::Fulfilled;
+            }
+            if agent.status == Some(Status::Gone) {
+                return Next::Refused(conflict(&format!(
+                    "agent {} is gone, there is nothing to drain",
+                    agent.id
+                )));
+            }
+            let mut change = changed(known, live, reason, now);
+            change.by = Some("operator".to_owned());
+            change.deadline = *deadline;
+            Next::Append(AgentEvent::Draining(change))
+        }
+        Wish::Undrain { reason } => {
+            if agent.quarantined.is_some() {
+                return Next::Append(AgentEvent::Released(Marked {
+                    agent_id: agent.id.clone(),
+                    instance_id: agent.instance_id.clone(),
+                    reason: reason.clone(),
+                    count: None,
+                    by: Some("operator".to_owned()),
+                }));
+            }
+            if agent.operator_drain.is_none() {
+                return Next::Fulfilled;
+            }
+            Next::Append(undrained(known, live, reason, policy, now))
+        }
+        Wish::Forget { reason } => {
+            let ended = agent.instance_id.is_none() || known.current_is_past();
+            if agent.status == Some(Status::Gone) && ended {
+                return Next::Fulfilled;
+            }
+            let mut change = changed(known, live, reason, now);
+            change.by = Some("operator".to_owned());
+            Next::Append(AgentEvent::Gone(change))
+        }
+    }
+}
+
+/// The status that an agent has once no operator drains it any more.
+fn undrained(known: &Known, live: &Live, reason: &str, policy: &Policy, now: Timestamp) -> AgentEvent {
+    let agent = &known.agent;
+    let mut change = changed(known, live, reason, now);
+    change.by = Some("operator".to_owned());
+    change.undrained = true;
+    let status = match agent.status {
+        Some(Status::Draining) if agent.instance_drain.is_some() => {
+            // Still draining, by its own will: said before, so by nobody now.
+            change.by = None;
+            Status::Draining
+        }
+        // Silent below the threshold is hidden by draining, and shows now. Unknown to us: what it was when it was drained.
+        Some(Status::Draining) | None => judge(&live.channels(known.beats()), policy.failure_threshold, None)
+            .map_or(Status::Connected, Health::status),
+        Some(status) => status,
+    };
+    if status == Status::Error {
+        let cause = live.beat.cause.unwrap_or(Cause::MissedHeartbeat);
+        change.code = Some(agent.error_code.clone().unwrap_or_else(|| cause.code().to_owned()));
+        change.message =
+            Some(agent.error_message.clone().unwrap_or_else(|| explain(live, known.beats(), cause, now)));
+        change.since = agent.silent_since.unwrap_or(now);
+    }
+    AgentEvent::status(status, change)
+}
+
+fn conflict(message: &str) -> ApiError {
+    ApiError::new(rollcall_core::wire::ErrorCode::Conflict, message)
+}
+
+fn changed(known: &Known, live: &Live, reason: &str, now: Timestamp) -> StatusChanged {
+    let agent = &known.agent;
+    StatusChanged {
+        agent_id: agent.id.clone(),
+        instance_id: agent.instance_id.clone(),
+        previous: agent.status,
+        reason: reason.to_owned(),
+        since: now,
+        evidence: evidence(known, live, now),
+        by: None,
+        code: None,
+        message: None,
+        deadline: None,
+        undrained: false,
+    }
+}
+
+/// What was seen, for the event.
+fn evidence(known: &Known, live: &Live, now: Timestamp) -> serde_json::Value {
+    let channel = |channel: &Channel| {
+        json!({
+            "grade": channel.grade,
+            "failures_in_a_row": channel.fails,
+            "successes_in_a_row": channel.goods,
+            "cause": channel.cause,
+        })
+    };
+    let mut evidence = serde_json::Map::new();
+    if known.beats() {
+        let mut beat = channel(&live.beat);
+        beat["last_heartbeat_age_ms"] = json!(live.heard_at.map(|heard| now.since_ms(heard)));
+        beat["seq"] = json!(live.seq);
+        evidence.insert("heartbeat".to_owned(), beat);
+    }
+    if live.edge.vouched > 0 {
+        evidence.insert("ping".to_owned(), json!({ "answered": true }));
+    }
+    if let Some(probe) = live.probe.as_deref() {
+        let mut seen = channel(&probe.channel);
+        seen["kind"] = json!(probe.endpoint.kind);
+        seen["result"] = json!(probe.result);
+        seen["latency_ms"] = json!(probe.latency_ms);
+        evidence.insert("probe".to_owned(), seen);
+    }
+    serde_json::Value::Object(evidence)
+}
+
+/// The status as an instance is told it in the answer to its heartbeat.
+#[must_use]
+pub fn told(known: &Known, instance: &InstanceId) -> &'static str {
+    let agent = &known.agent;
+    if agent.is_past(instance) && agent.instance_id.as_ref() != Some(instance) {
+        return "superseded";
+    }
+    agent.status.map_or("connected", Status::as_str)
+}
+
+#[cfg(test)]
+mod tests;

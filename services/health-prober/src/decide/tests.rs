@@ -1,0 +1,411 @@
+use rollcall_core::AgentId;
+use rollcall_core::event::RecoveryReason;
+
+use super::*;
+use crate::hear::{Heard, hear};
+use crate::state::Fleet;
+
+/// One agent whose events are appended to a log that always takes them.
+struct Lab {
+    fleet: Fleet,
+    policy: Policy,
+    now: Timestamp,
+    seq: u64,
+    log: Vec<AgentEvent>,
+}
+
+const AGENT: &str = "a";
+
+impl Lab {
+    fn new() -> Self {
+        let policy = Policy {
+            interval_ms: 1000,
+            failure_threshold: 3,
+            success_threshold: 2,
+            forget_after_ms: 60_000,
+            activity_timeout_ms: None,
+        };
+        Self {
+            fleet: Fleet::default(),
+            policy,
+            now: Timestamp::from_millis(1_000_000),
+            seq: 0,
+            log: Vec::new(),
+        }
+    }
+
+    /// Short types of the events that a heartbeat leads to.
+    fn beat(&mut self, instance: &str, seq: u64, more: &str) -> Vec<&'static str> {
+        let state = if more.contains("state") { "" } else { r#""state":"ready","# };
+        let json = format!(
+            r#"{{"instance_id":"{instance}","seq":{seq},{state}"executions":[],"capacity":2{more}}}"#
+        );
+        hear(&mut self.fleet, AGENT, json.as_bytes(), &self.policy, self.now).unwrap();
+        self.settle()
+    }
+
+    fn heard(&mut self, json: &str) -> Heard {
+        hear(&mut self.fleet, AGENT, json.as_bytes(), &self.policy, self.now).unwrap().1
+    }
+
+    fn settle(&mut self) -> Vec<&'static str> {
+        self.wish(None).0
+    }
+
+    fn wish(&mut self, wish: Option<&Wish>) -> (Vec<&'static str>, Option<Next>) {
+        let mut types = Vec::new();
+        let index = self.fleet.find(AGENT).unwrap();
+        let mut wish = wish;
+        for _ in 0..20 {
+            let entry = self.fleet.get(index).unwrap();
+            match next(&entry.known, &entry.live, wish, &self.policy, self.now) {
+                Some(Next::Append(event)) => {
+                    types.push(event.short_type());
+                    self.append(event);
+                }
+                Some(ended) => {
+                    wish = None;
+                    let entry = self.fleet.get(index).unwrap();
+                    if next(&entry.known, &entry.live, None, &self.policy, self.now).is_none() {
+                        return (types, Some(ended));
+                    }
+                }
+                None => return (types, None),
+            }
+        }
+        panic!("does not come to rest: {types:?}");
+    }
+
+    fn append(&mut self, event: AgentEvent) {
+        self.seq += 1;
+        let index = self.fleet.find_or_add(event.agent_id()).unwrap();
+        self.fleet.apply(index, self.seq, &event, self.now, true);
+        self.log.push(event);
+    }
+
+    /// Lets time pass without a heartbeat.
+    fn pass(&mut self, ms: u64) -> Vec<&'static str> {
+        self.now = self.now.plus_ms(ms);
+        let floor = self.fleet.floor;
+        let index = self.fleet.find(AGENT).unwrap();
+        let entry = self.fleet.get_mut(index).unwrap();
+        entry.live.miss(floor, 1000, self.now);
+        self.settle()
+    }
+
+    fn known(&self) -> &Known {
+        &self.fleet.get(self.fleet.find(AGENT).unwrap()).unwrap().known
+    }
+
+    fn status(&self) -> Status {
+        self.known().agent.status.unwrap()
+    }
+
+    /// The prober is started again: only the log is left.
+    fn restart(&mut self) {
+        let log = std::mem::take(&mut self.log);
+        self.fleet = Fleet::default();
+        self.seq = 0;
+        for event in log {
+            self.seq += 1;
+            let index = self.fleet.find_or_add(event.agent_id()).unwrap();
+            self.fleet.apply(index, self.seq, &event, self.now, false);
+            self.log.push(event);
+        }
+        self.fleet.restart_clocks(self.now);
+    }
+}
+
+#[test]
+fn the_first_heartbeat_registers_and_connects_and_the_next_ones_are_steady() {
+    let mut lab = Lab::new();
+    assert_eq!(lab.beat("i1", 1, ""), ["agent.registered", "agent.connected"]);
+    let index = lab.fleet.find(AGENT).unwrap();
+    lab.fleet.get_mut(index).unwrap().live.settled = true;
+    let json = r#"{"instance_id":"i1","seq":2,"state":"ready","capacity":2,"executions":[]}"#;
+    assert_eq!(lab.heard(json), Heard::Steady);
+    assert_eq!(lab.heard(json), Heard::Replay);
+    assert_eq!(lab.beat("i1", 3, r#","labels":{"zone":"b"}"#), ["agent.updated"]);
+    assert_eq!(lab.beat("i1", 4, r#","labels": {"zone": "b"}"#), [""; 0], "only the spaces differ");
+}
+
+#[test]
+fn silence_is_disconnected_at_one_and_a_half_intervals_and_error_at_three_and_a_half() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    assert_eq!(lab.pass(1499), [""; 0]);
+    assert_eq!(lab.pass(1), ["agent.disconnected"]);
+    assert_eq!(lab.pass(1999), [""; 0]);
+    assert_eq!(lab.pass(1), ["agent.error"]);
+    assert_eq!(lab.known().agent.error_code.as_deref(), Some("unreachable"));
+    let since = lab.known().agent.silent_since.unwrap();
+    assert_eq!(since, Timestamp::from_millis(1_001_500), "one silence, since disconnected");
+    assert_eq!(lab.beat("i1", 2, ""), [""; 0], "one success is not enough");
+    assert_eq!(lab.beat("i1", 3, ""), ["agent.connected"]);
+    assert_eq!(lab.known().agent.reason, "recovered");
+}
+
+#[test]
+fn void_starts_the_clock_again() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    lab.now = lab.now.plus_ms(60_000);
+    lab.fleet.restart_clocks(lab.now);
+    assert_eq!(lab.pass(1400), [""; 0], "a minute of our own deafness counts for nothing");
+    assert_eq!(lab.pass(100), ["agent.disconnected"]);
+    lab.fleet.restart_clocks(lab.now);
+    assert_eq!(lab.pass(3400), [""; 0], "what was counted before the void does not add up");
+    assert_eq!(lab.pass(100), ["agent.error"]);
+}
+
+#[test]
+fn a_new_instance_supersedes_and_the_old_one_never_counts_again() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    lab.pass(4000);
+    assert_eq!(lab.status(), Status::Error);
+    assert_eq!(
+        lab.beat("i2", 1, ""),
+        ["agent.superseded", "agent.registered", "agent.connected"],
+        "a new instance connects at once"
+    );
+    let old = r#"{"instance_id":"i1","seq":99,"state":"ready","capacity":2,"executions":[]}"#;
+    assert_eq!(lab.heard(old), Heard::Past("i1".parse().unwrap()));
+    assert_eq!(lab.settle(), [""; 0]);
+    lab.restart();
+    assert_eq!(lab.heard(old), Heard::Past("i1".parse().unwrap()), "not after a restart either");
+    assert_eq!(told(lab.known(), &"i1".parse().unwrap()), "superseded");
+}
+
+#[test]
+fn a_crash_between_the_steps_of_a_takeover_is_finished_by_the_next_heartbeat() {
+    for keep in 2..=4 {
+        let mut lab = Lab::new();
+        lab.beat("i1", 1, "");
+        lab.beat("i2", 1, "");
+        lab.log.truncate(keep);
+        lab.restart();
+        lab.beat("i2", 2, "");
+        let types: Vec<_> = lab.log.iter().map(AgentEvent::short_type).collect();
+        assert_eq!(
+            types,
+            [
+                "agent.registered",
+                "agent.connected",
+                "agent.superseded",
+                "agent.registered",
+                "agent.connected"
+            ],
+            "kept {keep}"
+        );
+    }
+}
+
+#[test]
+fn gone_is_final_for_the_instance_and_a_new_one_comes_back() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    assert_eq!(lab.beat("i1", 2, r#","state":"draining","reason":"sigterm""#), ["agent.draining"]);
+    assert_eq!(lab.known().agent.reason, "sigterm");
+    assert_eq!(lab.beat("i1", 3, r#","state":"gone","reason":"sigterm""#), ["agent.gone"]);
+    let again = r#"{"instance_id":"i1","seq":4,"state":"ready","capacity":2,"executions":[]}"#;
+    assert_eq!(lab.heard(again), Heard::Past("i1".parse().unwrap()));
+    assert_eq!(lab.pass(600_000), [""; 0]);
+    lab.restart();
+    assert_eq!(lab.heard(again), Heard::Past("i1".parse().unwrap()));
+    assert_eq!(lab.pass(600_000), [""; 0]);
+    assert_eq!(lab.beat("i2", 1, ""), ["agent.registered", "agent.connected"], "nobody is superseded");
+}
+
+#[test]
+fn a_goodbye_of_nobody_registers_nobody() {
+    let mut lab = Lab::new();
+    let gone = r#"{"instance_id":"i0","seq":9,"state":"gone","capacity":2,"executions":[]}"#;
+    assert_eq!(lab.heard(gone), Heard::Stranger("i0".parse().unwrap()));
+    assert!(lab.fleet.is_empty());
+    lab.beat("i1", 1, "");
+    assert_eq!(lab.heard(gone), Heard::Stranger("i0".parse().unwrap()));
+    assert_eq!(lab.settle(), [""; 0], "a late goodbye of an unknown instance supersedes nobody");
+}
+
+#[test]
+fn a_drain_outlives_the_instance_and_hides_alarms_but_not_error() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    let drain = Wish::Drain { reason: "maintenance".into(), deadline: None };
+    assert_eq!(lab.wish(Some(&drain)), (vec!["agent.draining"], Some(Next::Fulfilled)));
+    assert_eq!(lab.wish(Some(&drain)).0, [""; 0], "asked twice, said once");
+    assert_eq!(lab.pass(2000), [""; 0], "no alarm below the threshold");
+    assert_eq!(lab.pass(1500), ["agent.error"]);
+    lab.beat("i1", 2, "");
+    assert_eq!(lab.beat("i1", 3, ""), ["agent.draining"]);
+    assert!(lab.known().agent.operator_drain.is_some());
+    assert_eq!(lab.beat("i2", 1, ""), ["agent.superseded", "agent.registered", "agent.draining"]);
+    lab.restart();
+    assert_eq!(lab.beat("i2", 2, ""), [""; 0]);
+    let undrain = Wish::Undrain { reason: "done".into() };
+    assert_eq!(lab.wish(Some(&undrain)), (vec!["agent.connected"], Some(Next::Fulfilled)));
+    assert!(lab.known().agent.takes_work());
+    assert_eq!(lab.wish(Some(&undrain)), (vec![], Some(Next::Fulfilled)));
+}
+
+#[test]
+fn an_operators_undrain_does_not_undo_the_instances_own() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    lab.wish(Some(&Wish::Drain { reason: "r".into(), deadline: None }));
+    assert_eq!(lab.beat("i1", 2, r#","state":"draining","reason":"sigterm""#), ["agent.draining"]);
+    assert_eq!(lab.wish(Some(&Wish::Undrain { reason: "r".into() })).0, ["agent.draining"]);
+    assert!(lab.known().agent.operator_drain.is_none());
+    assert!(!lab.known().agent.takes_work());
+    assert_eq!(lab.beat("i1", 3, ""), [""; 0], "sticky until a new instance");
+    assert_eq!(lab.beat("i2", 1, ""), ["agent.superseded", "agent.registered", "agent.connected"]);
+}
+
+#[test]
+fn a_drain_of_a_silent_agent_does_not_renew_its_silence() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    lab.pass(1500);
+    let since = lab.known().agent.silent_since.unwrap();
+    lab.pass(3000);
+    assert_eq!(lab.status(), Status::Error);
+    let drain = Wish::Drain { reason: "r".into(), deadline: None };
+    assert_eq!(lab.wish(Some(&drain)).0, ["agent.draining", "agent.error"]);
+    assert_eq!(lab.known().agent.silent_since, Some(since));
+    assert_eq!(lab.status(), Status::Error);
+}
+
+#[test]
+fn error_survives_a_restart_and_is_not_forgotten_before_it_is_silent_again() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    lab.pass(1500);
+    lab.pass(2000);
+    lab.now = lab.now.plus_ms(10_000_000);
+    lab.restart();
+    assert_eq!(lab.settle(), [""; 0]);
+    assert_eq!(lab.status(), Status::Error);
+    assert_eq!(lab.pass(1500), [""; 0], "error does not become disconnected, and nothing is forgotten yet");
+    assert_eq!(lab.pass(2000), ["agent.gone"]);
+    assert_eq!(lab.known().agent.reason, "forgotten");
+}
+
+#[test]
+fn a_restart_over_a_healthy_fleet_condemns_nobody() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    lab.now = lab.now.plus_ms(10_000_000);
+    lab.restart();
+    assert_eq!(lab.pass(1000), [""; 0]);
+    assert_eq!(lab.beat("i1", 1, ""), [""; 0]);
+}
+
+#[test]
+fn another_probers_verdict_is_taken_over() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    let index = lab.fleet.find(AGENT).unwrap();
+    let entry = lab.fleet.get(index).unwrap();
+    let event = AgentEvent::Disconnected(changed(&entry.known, &entry.live, "missed_heartbeat", lab.now));
+    lab.seq += 1;
+    lab.fleet.apply(index, lab.seq, &event, lab.now, false);
+    assert_eq!(lab.settle(), [""; 0], "no quarrel about it");
+    assert_eq!(lab.beat("i1", 2, ""), [""; 0]);
+    assert_eq!(lab.beat("i1", 3, ""), ["agent.connected"]);
+}
+
+#[test]
+fn four_falls_are_flapping_once_and_then_it_takes_more_to_be_believed() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    let mut seen = Vec::new();
+    let mut seq = 1;
+    for _ in 0..5 {
+        seen.extend(lab.pass(1500));
+        for _ in 0..6 {
+            seq += 1;
+            seen.extend(lab.beat("i1", seq, ""));
+        }
+    }
+    let flapping = seen.iter().filter(|kind| **kind == "agent.flapping").count();
+    assert_eq!(flapping, 1, "{seen:?}");
+    lab.pass(1500);
+    for step in 0..5 {
+        seq += 1;
+        assert_eq!(lab.beat("i1", seq, ""), [""; 0], "success {step} of six");
+    }
+    seq += 1;
+    assert_eq!(lab.beat("i1", seq, ""), ["agent.connected"]);
+    lab.now = lab.now.plus_ms(301_000);
+    seq += 1;
+    assert_eq!(lab.beat("i1", seq, ""), ["agent.settled"]);
+}
+
+#[test]
+fn losing_work_again_and_again_is_quarantined_and_lifted() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    let index = lab.fleet.find(AGENT).unwrap();
+    let lose = |lab: &mut Lab, reason, returned| {
+        let now = lab.now;
+        lab.fleet.get_mut(index).unwrap().known.lose(reason, returned, now);
+        lab.settle()
+    };
+    for _ in 0..9 {
+        assert_eq!(lose(&mut lab, RecoveryReason::TimedOut, false), [""; 0]);
+        assert_eq!(lose(&mut lab, RecoveryReason::AgentGone, true), [""; 0]);
+    }
+    for _ in 0..4 {
+        assert_eq!(lose(&mut lab, RecoveryReason::Orphaned, false), [""; 0]);
+    }
+    assert_eq!(lose(&mut lab, RecoveryReason::Stalled, false), ["agent.quarantined"]);
+    assert!(!lab.known().agent.takes_work());
+    assert_eq!(lab.status(), Status::Connected, "its health is another matter");
+    assert_eq!(lab.wish(Some(&Wish::Undrain { reason: "fixed".into() })).0, ["agent.released"]);
+    for _ in 0..5 {
+        lab.now = lab.now.plus_ms(1);
+        lose(&mut lab, RecoveryReason::Orphaned, false);
+    }
+    assert!(lab.known().agent.quarantined.is_some());
+    lab.now = lab.now.plus_ms(599_000);
+    lab.beat("i1", 2, "");
+    assert!(lab.known().agent.quarantined.is_some());
+    lab.now = lab.now.plus_ms(2_000);
+    assert_eq!(lab.beat("i1", 3, ""), ["agent.released"]);
+}
+
+#[test]
+fn a_forgotten_agent_is_gone_for_this_instance() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    let forget = Wish::Forget { reason: "forgotten".into() };
+    assert_eq!(lab.wish(Some(&forget)), (vec!["agent.gone"], Some(Next::Fulfilled)));
+    assert_eq!(lab.wish(Some(&forget)), (vec![], Some(Next::Fulfilled)));
+    let drain = Wish::Drain { reason: "r".into(), deadline: None };
+    assert!(matches!(lab.wish(Some(&drain)).1, Some(Next::Refused(_))));
+    assert_eq!(lab.status(), Status::Gone);
+}
+
+#[test]
+fn what_can_not_be_read_changes_nothing() {
+    let mut lab = Lab::new();
+    for bad in [
+        "",
+        "{}",
+        r#"{"instance_id":"i","seq":1,"state":"ready","capacity":1,"executions":[],"labels":[1]}"#,
+        r#"{"instance_id":"i","seq":1,"state":"ready","capacity":1,"executions":[],"probe":7}"#,
+    ] {
+        assert!(hear(&mut lab.fleet, AGENT, bad.as_bytes(), &lab.policy, lab.now).is_err(), "{bad}");
+        assert!(lab.fleet.is_empty(), "{bad}");
+    }
+    let good = r#"{"instance_id":"i","seq":1,"state":"ready","capacity":1,"executions":[]}"#;
+    for bad_agent in ["", "a b", "*"] {
+        assert!(hear(&mut lab.fleet, bad_agent, good.as_bytes(), &lab.policy, lab.now).is_err());
+    }
+    lab.beat("i1", 1, "");
+    let bad = r#"{"instance_id":"i1","seq":2,"state":"ready","capacity":1,"executions":[],"labels":7}"#;
+    assert!(hear(&mut lab.fleet, AGENT, bad.as_bytes(), &lab.policy, lab.now).is_err());
+    assert_eq!(lab.fleet.get(0).unwrap().live.seq, 1, "it does not count as a sign of life either");
+    assert!(AgentId::new(AGENT).is_ok());
+}

@@ -1,0 +1,189 @@
+//! Active probes: one file per kind, and what they have in common.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use rollcall_core::subject::Subjects;
+use rollcall_core::wire::Endpoint;
+use rollcall_core::{AgentId, InstanceId};
+use rollcall_nats::Bus;
+use tokio_rustls::TlsConnector;
+
+use crate::detector::Cause;
+use crate::guard::{Guard, Trust};
+
+mod a2a;
+mod acp;
+mod dial;
+mod exchange;
+mod grpc;
+mod http;
+mod mcp;
+mod nats;
+pub mod scheduler;
+mod tcp;
+
+pub use dial::{Resolve, SystemResolver};
+pub use exchange::Warm;
+
+/// What a probe found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// It answered as its protocol says.
+    Good,
+    /// It is wrong, how, and in words.
+    Bad(Cause, String),
+    /// Our own fault, not its: no evidence.
+    Void(String),
+    /// There is nothing to probe, or it may not be probed; why.
+    Skipped(String),
+}
+
+impl Found {
+    fn bad(cause: Cause, words: impl Into<String>) -> Self {
+        // Bounded: what an endpoint says of itself ends up in events.
+        Self::Bad(cause, words.into().chars().take(WORDS_MAX).collect())
+    }
+}
+
+/// Longest description of a failure, in characters.
+const WORDS_MAX: usize = 200;
+
+/// What is probed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The agent.
+    pub agent_id: AgentId,
+    /// Its instance.
+    pub instance_id: InstanceId,
+    /// Where.
+    pub endpoint: Endpoint,
+    /// Who named it.
+    pub trust: Trust,
+}
+
+/// What probes need.
+#[derive(Clone)]
+pub struct Prober {
+    /// Where they may go.
+    pub guard: Arc<Guard>,
+    /// How names become addresses.
+    pub resolver: Arc<dyn Resolve>,
+    /// Checks certificates.
+    pub tls: TlsConnector,
+    /// For `nats` probes.
+    pub bus: Option<(Bus, Subjects)>,
+    /// Time one probe may take.
+    pub timeout: Duration,
+}
+
+impl Prober {
+    /// Probes that resolve names as this machine does.
+    #[must_use]
+    pub fn new(guard: Guard, bus: Option<(Bus, Subjects)>, timeout: Duration) -> Self {
+        Self {
+            guard: Arc::new(guard),
+            resolver: Arc::new(SystemResolver::default()),
+            tls: dial::tls(),
+            bus,
+            timeout,
+        }
+    }
+
+    /// Probes once, over a connection that is still warm if there is one. Never takes longer than its timeout.
+    pub async fn probe(&self, target: &Target, warm: &mut Warm) -> (Found, Duration) {
+        let started = Instant::now();
+        let found = match tokio::time::timeout(self.timeout, self.dispatch(target, warm)).await {
+            Ok(found) => found,
+            Err(_) => {
+                warm.clear();
+                Found::bad(Cause::Timeout, format!("no answer within {} ms", self.timeout.as_millis()))
+            }
+        };
+        if !matches!(found, Found::Good) {
+            warm.clear();
+        }
+        (found, started.elapsed())
+    }
+
+    fn dispatch<'a>(&'a self, target: &'a Target, warm: &'a mut Warm) -> BoxFuture<'a, Found> {
+        if let Some(why) = placeholder(&target.endpoint) {
+            return Box::pin(std::future::ready(Found::Skipped(why)));
+        }
+        match target.endpoint.kind.as_str() {
+            "http" => Box::pin(http::probe(self, target, warm)),
+            "tcp" => Box::pin(tcp::probe(self, target)),
+            "nats" => Box::pin(nats::probe(self, target)),
+            "acp" => Box::pin(acp::probe(self, target, warm)),
+            "a2a" => Box::pin(a2a::probe(self, target, warm)),
+            "mcp" => Box::pin(mcp::probe(self, target, warm)),
+            "grpc" => Box::pin(grpc::probe(self, target, warm)),
+            other => {
+                let kind: String = other.chars().take(40).collect();
+                Box::pin(std::future::ready(Found::Skipped(format!("probe kind {kind:?} is not known"))))
+            }
+        }
+    }
+}
+
+/// Why an endpoint is none: agents on stdio, and placeholders that name no host.
+fn placeholder(endpoint: &Endpoint) -> Option<String> {
+    let url = endpoint.url.trim();
+    if endpoint.kind == "stdio" || url.starts_with("stdio:") {
+        return Some("speaks over stdio, there is nothing to probe".to_owned());
+    }
+    if endpoint.kind == "nats" {
+        return None;
+    }
+    if url.is_empty() {
+        return Some("its url is empty, there is nothing to probe".to_owned());
+    }
+    if url.split_once("://").is_some_and(|(_, rest)| rest.trim_matches('/').is_empty()) {
+        return Some(format!("its url {:?} is a placeholder", url.chars().take(80).collect::<String>()));
+    }
+    None
+}
+
+/// The key that concurrency per host is bounded by.
+#[must_use]
+pub fn host_of(endpoint: &Endpoint) -> String {
+    let rest = endpoint.url.split_once("://").map_or(endpoint.url.as_str(), |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let host = match host.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
+        Some((v6, _)) => v6,
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    host.to_ascii_lowercase()
+}
+
+/// What an I/O error says about the other side.
+fn blame(error: &std::io::Error, doing: &str) -> Found {
+    use std::io::ErrorKind as Kind;
+    // Our own limits and our own network: EMFILE, ENFILE, ENOBUFS have no kind of their own.
+    const OURS: [i32; 3] = [24, 23, 105];
+    let words = format!("{doing}: {error}");
+    if error.raw_os_error().is_some_and(|code| OURS.contains(&code)) {
+        return Found::Void(words);
+    }
+    match error.kind() {
+        Kind::ConnectionRefused => Found::bad(Cause::Refused, words),
+        Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe | Kind::UnexpectedEof => {
+            Found::bad(Cause::Reset, words)
+        }
+        Kind::NetworkUnreachable | Kind::NetworkDown | Kind::AddrNotAvailable | Kind::OutOfMemory => {
+            Found::Void(words)
+        }
+        // Host unreachable, timed out, and what has no name: no answer from there.
+        _ => Found::bad(Cause::Timeout, words),
+    }
+}
+
+/// An address that was checked.
+#[derive(Debug, Clone, Copy)]
+struct Checked(SocketAddr);
+
+#[cfg(test)]
+mod tests;

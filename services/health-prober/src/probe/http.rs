@@ -1,0 +1,15 @@
+//! HTTP: `GET <url>` answers 2xx.
+
+use super::exchange::{Ask, Want};
+use super::{Found, Prober, Target, Warm};
+
+pub(super) async fn probe(prober: &Prober, target: &Target, warm: &mut Warm) -> Found {
+    let asked = async {
+        let url = prober.web(target)?;
+        prober.exchange(target, warm, Ask::get(url, Want::Status)).await
+    };
+    match asked.await {
+        Ok(answer) => answer.judge(),
+        Err(found) => found,
+    }
+}

@@ -1,0 +1,42 @@
+//! NATS: the instance answers its `ping`, or a service answers `$SRV.PING.<name>`.
+
+use bytes::Bytes;
+use rollcall_core::ids::is_valid_id;
+use rollcall_core::subject::AgentVerb;
+use rollcall_core::wire::PingReply;
+use rollcall_nats::RequestError;
+
+use super::{Found, Prober, Target};
+use crate::detector::Cause;
+
+pub(super) async fn probe(prober: &Prober, target: &Target) -> Found {
+    let Some((bus, subjects)) = &prober.bus else {
+        return Found::Skipped("there is no bus to probe over".to_owned());
+    };
+    // The agent names a service and never a subject: it must not make us publish where it pleases.
+    let name = target.endpoint.url.trim();
+    let name = name.strip_prefix("nats://").unwrap_or(name).trim_end_matches('/');
+    let subject = if name.is_empty() {
+        subjects.agent_request(&target.agent_id, &target.instance_id, AgentVerb::Ping)
+    } else if is_valid_id(name) {
+        format!("$SRV.PING.{name}")
+    } else {
+        let shown: String = name.chars().take(80).collect();
+        return Found::Skipped(format!("{shown:?} is no name of a service"));
+    };
+    match bus.request(subject, Bytes::from_static(b"{}"), prober.timeout).await {
+        Ok(answer) if name.is_empty() => match serde_json::from_slice::<PingReply>(&answer.payload) {
+            Ok(reply) if reply.instance_id == target.instance_id => Found::Good,
+            Ok(_) => Found::bad(Cause::Identity, "another instance answered"),
+            Err(_) => Found::bad(Cause::Protocol, "its answer is no answer to a ping"),
+        },
+        Ok(answer) => match serde_json::from_slice::<serde_json::Value>(&answer.payload) {
+            Ok(reply) if reply["name"] == name => Found::Good,
+            Ok(_) => Found::bad(Cause::Identity, "another service answered"),
+            Err(_) => Found::bad(Cause::Protocol, "its answer is no answer of a service"),
+        },
+        Err(RequestError::NoResponders) => Found::bad(Cause::NoResponders, "nobody listens there"),
+        Err(RequestError::Timeout) => Found::bad(Cause::Timeout, "no answer in time"),
+        Err(error) => Found::Void(error.to_string()),
+    }
+}

@@ -1,0 +1,146 @@
+//! Starting and ending.
+
+use std::time::Duration;
+
+use rollcall_core::Prefix;
+use rollcall_core::subject::Subjects;
+use rollcall_nats::{Bus, EventLog, TailError, ensure_streams};
+use rollcall_service::Context;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::effect::Reach;
+use crate::guard::Guard;
+use crate::probe::Prober;
+use crate::probe::scheduler::Scheduler;
+use crate::shell::{Ears, INPUTS, Input, LoopError, Shell, follow};
+use crate::{agents_file, api, losses};
+
+/// Pause between two looks at a log that is not up yet.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// Tries between two log lines about it.
+const SAY_AGAIN_TRIES: u32 = 10;
+/// How long what is under way may take to finish at the end.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Runs a health-prober until the shutdown.
+///
+/// # Errors
+/// Streams that are not as they must be, and whatever else no waiting can heal.
+pub async fn run(context: Context) -> anyhow::Result<()> {
+    raise_file_limit();
+    let bus = context.connect_bus().await?;
+    let config = Config::from(context.settings.as_ref());
+    let mut result = Ok(());
+    while !context.shutdown.is_cancelled() {
+        result = Box::pin(life(&context, &bus, &config)).await;
+        match &result {
+            Err(error)
+                if matches!(
+                    error.downcast_ref::<LoopError>(),
+                    Some(LoopError::Tail(TailError::LogRegressed { .. }))
+                ) =>
+            {
+                tracing::error!("the log went back in time, starting anew from what it holds: {error:#}");
+                metrics::counter!("rollcall_log_regressed_total").increment(1);
+            }
+            _ => break,
+        }
+    }
+    bus.drain(FINISH_TIMEOUT).await;
+    result
+}
+
+/// One fold of the log, from its beginning to the shutdown or to the end of that log.
+async fn life(context: &Context, bus: &Bus, config: &Config) -> anyhow::Result<()> {
+    context.readiness.set("replay", false);
+    streams_exist(context, bus).await?;
+    if context.shutdown.is_cancelled() {
+        return Ok(());
+    }
+    let reach = Reach {
+        bus: bus.clone(),
+        log: EventLog::new(bus),
+        subjects: Subjects::new(Prefix::new(&context.settings.prefix)?),
+        source: context.event_source(),
+    };
+    let (sender, inputs) = mpsc::channel(INPUTS);
+    // Everything is subscribed before the log is read, so that nothing is missed in between.
+    let ears = Ears {
+        link: bus.link(),
+        drops: bus.slow_consumer_drops(),
+        health: context.loop_health(),
+        beats: bus.subscribe(reach.subjects.all_heartbeats()).await?,
+        log: follow(reach.log.tail(0, [reach.subjects.all_agent_events().as_str()])),
+        inputs,
+    };
+    let api = api::serve(bus, reach.clone(), sender.clone()).await?;
+    let losing = tokio::spawn(losses::follow(reach.log.clone(), reach.subjects.clone(), sender.clone()));
+    let filing =
+        config.agents_file.clone().map(|path| tokio::spawn(agents_file::follow(path, sender.clone())));
+    let (scheduler, stop_probes) = probes(config, &reach, &sender);
+    let shell = Shell::new(config, scheduler, reach, sender);
+    // While requests are drained the loop goes on turning, since it answers them.
+    let drained = CancellationToken::new();
+    let (shutdown, done) = (context.shutdown.clone(), drained.clone());
+    let draining = tokio::spawn(async move {
+        shutdown.cancelled().await;
+        api.drain(FINISH_TIMEOUT).await;
+        done.cancel();
+    });
+    let result = shell.run(ears, context, &drained, FINISH_TIMEOUT).await;
+    draining.abort();
+    stop_probes.cancel();
+    losing.abort();
+    if let Some(filing) = filing {
+        filing.abort();
+    }
+    result.map_err(anyhow::Error::from)
+}
+
+/// Starts the probes; they end with the token.
+fn probes(config: &Config, reach: &Reach, inputs: &mpsc::Sender<Input>) -> (Scheduler, CancellationToken) {
+    let bus = Some((reach.bus.clone(), reach.subjects.clone()));
+    let prober = Prober::new(Guard::new(config.allow_cidrs.clone()), bus, config.probe_timeout);
+    let (scheduler, stop) = (Scheduler::new(config.probe_interval), CancellationToken::new());
+    let inputs = inputs.clone();
+    tokio::spawn(scheduler.clone().run(prober, stop.clone(), move |report| {
+        let inputs = inputs.clone();
+        async move {
+            // The loop has ended: nobody wants to know.
+            let _ = inputs.send(Input::Probed(report)).await;
+        }
+    }));
+    (scheduler, stop)
+}
+
+/// Probes need a file handle each, and the usual soft limit is far below the hard one.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
+/// Waits for the log, and makes sure that it is as it must be.
+async fn streams_exist(context: &Context, bus: &Bus) -> anyhow::Result<()> {
+    let mut tries = 0_u32;
+    while !context.shutdown.is_cancelled() {
+        match ensure_streams(bus).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_transient() => {
+                if tries.is_multiple_of(SAY_AGAIN_TRIES) {
+                    tracing::warn!(%error, "waiting for the log");
+                }
+                tries += 1;
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

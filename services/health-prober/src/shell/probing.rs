@@ -1,0 +1,183 @@
+//! Active probes and the agents file: what is to be probed, and what probes say.
+
+use std::collections::HashMap;
+
+use rollcall_core::agent::Status;
+use rollcall_core::time::Clock;
+use rollcall_core::wire::Endpoint;
+use rollcall_core::{AgentId, InstanceId};
+use uuid::Uuid;
+
+use super::Shell;
+use crate::agents_file::FileAgent;
+use crate::decide::Wish;
+use crate::detector::{Channel, Evidence};
+use crate::guard::Trust;
+use crate::probe::scheduler::Report;
+use crate::probe::{Found, Target};
+use crate::state::{FILE_INSTANCE_PREFIX, Index, ProbeSeen};
+
+/// An answer that takes more than this share of the probe's timeout is slow.
+const SLOW_SHARE: u32 = 2;
+
+impl Shell {
+    /// Has probed what the log says that this agent wants probed, and nothing else.
+    pub(super) fn sync_probe(&mut self, index: Index) {
+        if !self.ready {
+            return;
+        }
+        let Some(entry) = self.fleet.get_mut(index) else { return };
+        let agent = &entry.known.agent;
+        let ended =
+            agent.status == Some(Status::Gone) && !entry.known.is_fresh() || entry.known.current_is_past();
+        let wanted = agent
+            .profile
+            .as_ref()
+            .filter(|_| !ended)
+            .and_then(|p| Some((p.probe.clone()?, p.instance_id.clone())));
+        let Some((endpoint, instance_id)) = wanted else {
+            entry.live.probe = None;
+            if entry.work.probed {
+                entry.work.probed = false;
+                self.scheduler.unwatch(index);
+            }
+            return;
+        };
+        let trust =
+            if is_operators(&self.file, &agent.id, &endpoint) { Trust::Operator } else { Trust::Agent };
+        let target = Target {
+            agent_id: agent.id.clone(),
+            instance_id: instance_id.clone(),
+            endpoint: endpoint.clone(),
+            trust,
+        };
+        let silent = agent.status.is_some_and(Status::is_silent) && !entry.known.is_fresh();
+        entry.work.probed = true;
+        let generation = self.scheduler.watch(index, target);
+        entry.live.probe = Some(Box::new(ProbeSeen {
+            endpoint,
+            instance_id,
+            trust,
+            generation,
+            channel: if silent { Channel::bad() } else { Channel::default() },
+            result: "not probed yet".to_owned(),
+            checked_at: None,
+            latency_ms: None,
+        }));
+    }
+
+    /// A probe has come back.
+    pub(super) fn probed(&mut self, report: Report) {
+        let now = self.clock.now();
+        let started =
+            now.as_millis().saturating_sub(i64::try_from(report.took.as_millis()).unwrap_or(i64::MAX));
+        // We were deaf or stalled ourselves while it was made: its failure may be ours.
+        let disturbed = self.fleet.deaf || started < self.fleet.floor.as_millis() || now < self.judge_after;
+        let slow_after = self.probe_timeout / SLOW_SHARE;
+        let policy = &self.policy;
+        let Some(entry) = self.fleet.get_mut(report.index) else { return };
+        let successes = policy.successes(entry.known.agent.flapping);
+        let Some(seen) = entry.live.probe.as_deref_mut().filter(|seen| seen.generation == report.generation)
+        else {
+            return;
+        };
+        let before = seen.channel;
+        seen.checked_at = Some(now);
+        seen.latency_ms = Some(u64::try_from(report.took.as_millis()).unwrap_or(u64::MAX));
+        let (evidence, result) = match report.found {
+            Found::Good if report.took >= slow_after => (Evidence::Slow, "slow".to_owned()),
+            Found::Good => (Evidence::Good, "ok".to_owned()),
+            Found::Bad(cause, words) if disturbed => {
+                (Evidence::Void, format!("void: {}: {words}", cause.as_str()))
+            }
+            Found::Bad(cause, words) => (Evidence::Bad(cause), format!("{}: {words}", cause.as_str())),
+            Found::Void(words) => (Evidence::Void, format!("void: {words}")),
+            Found::Skipped(why) => {
+                // No channel at all: what is not probed is not held against it.
+                if seen.result != why {
+                    tracing::warn!(agent_id = %entry.known.agent.id, kind = seen.endpoint.kind, why, "agent is not probed");
+                }
+                seen.channel = Channel::default();
+                seen.latency_ms = None;
+                seen.result = why;
+                return;
+            }
+        };
+        seen.channel.take(evidence, successes);
+        seen.result = result;
+        if seen.channel != before {
+            entry.live.settled = false;
+            self.reconcile(report.index);
+            self.rearm(report.index);
+        }
+    }
+
+    /// The agents file was read.
+    pub(super) fn file_read(&mut self, agents: Vec<FileAgent>) {
+        if !self.ready {
+            self.file_waiting = Some(agents);
+            return;
+        }
+        let agents: HashMap<AgentId, FileAgent> =
+            agents.into_iter().map(|agent| (agent.agent_id.clone(), agent)).collect();
+        let removed: Vec<Index> = self
+            .fleet
+            .iter()
+            .filter(|(_, entry)| {
+                !entry.known.beats()
+                    && !entry.known.current_is_past()
+                    && !agents.contains_key(&entry.known.agent.id)
+            })
+            .map(|(index, _)| index)
+            .collect();
+        self.file = agents;
+        for index in removed {
+            let wish = Wish::Forget { reason: "removed from the agents file".to_owned() };
+            // Nobody waits for the answer.
+            let (reply, _) = tokio::sync::oneshot::channel();
+            self.cold.entry(index).or_default().wishes.push_back((wish, reply));
+            self.reconcile(index);
+        }
+        let ids: Vec<AgentId> = self.file.keys().cloned().collect();
+        for id in ids {
+            self.describe(&id);
+        }
+    }
+
+    /// Registers an agent of the file, or updates it.
+    fn describe(&mut self, id: &AgentId) {
+        let Some(index) = self.place(id) else { return };
+        let now = self.clock.now();
+        let (Some(row), Some(entry)) = (self.file.get(id), self.fleet.get_mut(index)) else { return };
+        let (known, live) = (&entry.known, &mut entry.live);
+        let alive = known.agent.instance_id.is_some() && !known.current_is_past();
+        if alive && known.beats() {
+            tracing::warn!(agent_id = %id, "an agent of the agents file beats: its own word counts");
+            return;
+        }
+        let kept = if alive { known.agent.instance_id.clone() } else { None };
+        let Some(instance) = kept.or_else(new_instance) else { return };
+        let profile = row.profile(instance.clone());
+        if known.agent.profile.as_ref() != Some(&profile) {
+            if live.instance.as_ref() != Some(&instance) {
+                live.meet(instance, now);
+            }
+            live.profile = Some(Box::new(profile));
+            live.settled = false;
+        }
+        self.reconcile(index);
+        self.sync_probe(index);
+        self.rearm(index);
+    }
+}
+
+fn is_operators(file: &HashMap<AgentId, FileAgent>, id: &AgentId, endpoint: &Endpoint) -> bool {
+    file.get(id).is_some_and(|row| {
+        let named = InstanceId::new(FILE_INSTANCE_PREFIX).ok().and_then(|any| row.profile(any).probe);
+        named.as_ref() == Some(endpoint)
+    })
+}
+
+fn new_instance() -> Option<InstanceId> {
+    InstanceId::new(&format!("{FILE_INSTANCE_PREFIX}{}", Uuid::now_v7())).ok()
+}

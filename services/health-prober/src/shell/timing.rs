@@ -1,0 +1,308 @@
+//! What happens because nothing happened: missed heartbeats, edge pings, deadlines; and our own disturbances.
+
+use std::time::Duration;
+
+use rollcall_core::agent::Status;
+use rollcall_core::time::Clock;
+use rollcall_core::wire::{Goodbye, GoodbyeReason, InFlight};
+use rollcall_core::{InstanceId, Timestamp};
+use rollcall_nats::Link;
+use rollcall_service::LoopHealth;
+
+use super::intake::GOODBYE_DEADLINE_MS;
+use super::{HOLD_MAX_MS, Input, STALL, STALL_VOID, Shell};
+use crate::detector::Cause;
+use crate::state::{
+    Answers, Entry, INTRODUCTIONS_MAX, Index, PingOutcome, edge_after_ms, interval_ms, miss_after_ms,
+};
+
+/// Pings in flight at once; more are left out, heartbeats decide then.
+const PINGS_MAX: usize = 256;
+/// A goodbye for a passed drain deadline is repeated this often until the instance is gone.
+const DRAIN_AGAIN_MS: u64 = 10_000;
+/// How long a goodbye is repeated in the answers to heartbeats.
+pub(super) const GOODBYE_DUE_MS: u64 = 600_000;
+/// Shortest time to the next look at an agent.
+const REARM_MIN_MS: u64 = 20;
+
+impl Shell {
+    /// Lets every timer that is due go off.
+    pub(super) fn go_off(&mut self) {
+        let now = self.clock.now();
+        if !self.ready || self.holds(now) {
+            return;
+        }
+        while let Some((at, index)) = self.timers.pop_due(now) {
+            let Some(entry) = self.fleet.get_mut(index) else { continue };
+            if entry.work.armed != Some(at) {
+                continue;
+            }
+            entry.work.armed = None;
+            self.look_at(index, now);
+            self.rearm(index);
+        }
+    }
+
+    /// Whether buffers are still being read after a stall.
+    pub(super) fn holds(&mut self, now: Timestamp) -> bool {
+        if now >= self.judge_after {
+            self.held_since = None;
+            return false;
+        }
+        now.since_ms(*self.held_since.get_or_insert(now)) < HOLD_MAX_MS
+    }
+
+    fn look_at(&mut self, index: Index, now: Timestamp) {
+        let (floor, deaf) = (self.fleet.floor, self.fleet.deaf);
+        let Some(entry) = self.fleet.get_mut(index) else { return };
+        if entry.work.retry_at.is_some_and(|at| at <= now) {
+            entry.work.retry_at = None;
+        }
+        if entry.known.agent.status != Some(Status::Gone) && entry.known.beats() && !deaf {
+            let interval = interval_ms(&entry.known, &entry.live, &self.policy);
+            entry.live.miss(floor, interval, now);
+            if entry.live.beat.fails > 0 && entry.work.probed {
+                self.scheduler.suspect(index);
+            }
+            self.ask_at_the_edge(index, interval, now);
+        }
+        self.enforce_deadlines(index, now);
+        self.reconcile(index);
+    }
+
+    /// Pings an instance whose heartbeat is late, and introduces itself to one that was never asked.
+    fn ask_at_the_edge(&mut self, index: Index, interval: u64, now: Timestamp) {
+        let threshold = self.policy.failure_threshold;
+        let Some(entry) = self.fleet.get_mut(index) else { return };
+        let live = &mut entry.live;
+        let Some(instance) = live.instance.clone().filter(|_| !entry.known.current_is_past()) else { return };
+        if live.edge.waiting || live.edge.answers == Answers::No || self.pings >= PINGS_MAX {
+            return;
+        }
+        let elapsed = now.since_ms(live.counted_from);
+        let k = u32::try_from(elapsed.saturating_sub(interval / 5) / interval.max(1)).unwrap_or(u32::MAX);
+        let introduces = k == 0 && live.edge.answers == Answers::Unknown && live.heard_at.is_some();
+        let confirms = k > live.edge.pinged && k <= threshold;
+        if !introduces && !confirms {
+            return;
+        }
+        live.edge.waiting = true;
+        live.edge.pinged = k;
+        let from = live.counted_from;
+        let agent = entry.known.agent.id.clone();
+        self.pings += 1;
+        let (reach, inputs) = (self.reach.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            let outcome = reach.ping(&agent, &instance, interval).await;
+            let _ = inputs.send(Input::Pinged { index, instance, k, from, outcome }).await;
+        });
+    }
+
+    /// A ping has come back. It moves the failure of its interval forward; it never adds one.
+    pub(super) fn pinged(
+        &mut self,
+        index: Index,
+        instance: &InstanceId,
+        k: u32,
+        from: Timestamp,
+        outcome: PingOutcome,
+    ) {
+        let now = self.clock.now();
+        let (floor, deaf, reconnected_at) = (self.fleet.floor, self.fleet.deaf, self.fleet.reconnected_at);
+        let Some(entry) = self.fleet.get_mut(index) else { return };
+        let interval = interval_ms(&entry.known, &entry.live, &self.policy);
+        let live = &mut entry.live;
+        if live.instance.as_ref() != Some(instance) {
+            return;
+        }
+        live.edge.waiting = false;
+        let same_silence = live.silent_from(floor) == from && live.counted_from == from;
+        match outcome {
+            PingOutcome::Nothing => return,
+            PingOutcome::Answered => {
+                live.edge.answers = Answers::Yes;
+                if k > 0 && same_silence {
+                    live.edge.vouched = k;
+                }
+            }
+            PingOutcome::NoResponders if k == 0 => {
+                live.edge.introductions = live.edge.introductions.saturating_add(1);
+                if live.edge.introductions >= INTRODUCTIONS_MAX {
+                    live.edge.answers = Answers::No;
+                }
+            }
+            PingOutcome::NoResponders => {
+                // Evidence only about somebody who answered before, and not while connections are being made again.
+                let settled = !deaf && reconnected_at.is_none_or(|at| now.since_ms(at) > interval);
+                if live.edge.answers != Answers::Yes || !same_silence || !settled {
+                    return;
+                }
+                live.beat.fail_to(k, Cause::NoResponders);
+                live.settled = false;
+            }
+        }
+        self.reconcile(index);
+        self.rearm(index);
+    }
+
+    fn enforce_deadlines(&mut self, index: Index, now: Timestamp) {
+        let Some(entry) = self.fleet.get_mut(index) else { return };
+        if entry.known.agent.status == Some(Status::Gone) || entry.known.current_is_past() {
+            return;
+        }
+        let Some(instance) = entry.known.agent.instance_id.clone() else { return };
+        let drain =
+            entry.known.agent.operator_drain.as_ref().and_then(|d| d.deadline.map(|at| (d.since, at)));
+        if let Some((since, deadline)) = drain
+            && deadline <= now
+            && entry
+                .work
+                .drain_told
+                .is_none_or(|(told, at)| told != since || now.since_ms(at) >= DRAIN_AGAIN_MS)
+        {
+            entry.work.drain_told = Some((since, now));
+            return self.part(index, instance, GoodbyeReason::Drain, now);
+        }
+        let stands_still = self.policy.activity_timeout_ms.is_some_and(|timeout| {
+            entry.live.executions > 0 && now.since_ms(entry.live.claims_since) >= timeout
+        });
+        if stands_still {
+            entry.live.claims_since = now;
+            self.part(index, instance, GoodbyeReason::ActivityTimeout, now);
+        }
+    }
+
+    /// Says goodbye on every way there is: by request, and in the answers to its heartbeats.
+    fn part(&mut self, index: Index, instance: InstanceId, reason: GoodbyeReason, now: Timestamp) {
+        let goodbye = Goodbye { reason, deadline_ms: GOODBYE_DEADLINE_MS, in_flight: InFlight::Return };
+        let due = (instance.clone(), goodbye.clone(), now.plus_ms(GOODBYE_DUE_MS));
+        self.cold.entry(index).or_default().goodbye = Some(due);
+        self.say_goodbye(index, instance, goodbye);
+    }
+
+    /// Arms an agent's timer for the next thing that may become due about it.
+    pub(super) fn rearm(&mut self, index: Index) {
+        if !self.ready {
+            return;
+        }
+        let now = self.clock.now();
+        let due = self.fleet.get(index).and_then(|entry| self.due(entry, now));
+        if let Some(due) = due
+            && let Some(entry) = self.fleet.get_mut(index)
+        {
+            self.timers.arm(index, &mut entry.work, due.max(now.plus_ms(REARM_MIN_MS)));
+        }
+    }
+
+    fn due(&self, entry: &Entry, now: Timestamp) -> Option<Timestamp> {
+        let (known, live) = (&entry.known, &entry.live);
+        let agent = &known.agent;
+        let mut due: Vec<Timestamp> = Vec::with_capacity(8);
+        due.extend(entry.work.retry_at);
+        if agent.status != Some(Status::Gone) {
+            if known.beats() {
+                due.push(self.silence_due(entry, now));
+            }
+            if let Some(deadline) = agent.operator_drain.as_ref().and_then(|drain| drain.deadline) {
+                let told = entry.work.drain_told.map(|(_, at)| at.plus_ms(DRAIN_AGAIN_MS));
+                due.push(deadline.max(told.unwrap_or_default()));
+            }
+            if let Some(since) = agent.silent_since {
+                let forget = since.plus_ms(self.policy.forget_after_ms);
+                due.extend(Some(forget).filter(|at| *at > now));
+            }
+            if let Some(timeout) = self.policy.activity_timeout_ms.filter(|_| live.executions > 0) {
+                due.push(live.claims_since.plus_ms(timeout));
+            }
+        }
+        if agent.flapping {
+            due.extend(known.next_fall_expiry(now));
+        }
+        if agent.quarantined.is_some() {
+            due.push(known.release_due());
+        }
+        due.into_iter().min()
+    }
+
+    /// The next moment at which silence of this agent means something.
+    fn silence_due(&self, entry: &Entry, now: Timestamp) -> Timestamp {
+        let live = &entry.live;
+        let interval = interval_ms(&entry.known, live, &self.policy);
+        if self.fleet.deaf {
+            return now.plus_ms(interval);
+        }
+        let from = live.silent_from(self.fleet.floor);
+        let elapsed = now.since_ms(from);
+        let missed = crate::state::misses(elapsed, interval);
+        if missed >= self.policy.failure_threshold {
+            // As bad as it gets: only being forgotten is left, and a clock that was started again.
+            return now.plus_ms(interval.saturating_mul(u64::from(self.policy.failure_threshold)));
+        }
+        let miss = miss_after_ms(missed + 1, interval);
+        let edge = match live.edge.answers {
+            Answers::No => miss,
+            Answers::Yes | Answers::Unknown => {
+                let k =
+                    u32::try_from(elapsed.saturating_sub(interval / 5) / interval.max(1)).unwrap_or(u32::MAX);
+                edge_after_ms(k.saturating_add(1), interval)
+            }
+        };
+        from.plus_ms(miss.min(edge))
+    }
+
+    /// Everything seen until now counts for nothing.
+    pub(super) fn void(&mut self, why: &str) {
+        if !self.ready {
+            return;
+        }
+        metrics::counter!("rollcall_evidence_void_total").increment(1);
+        tracing::warn!(why, "evidence is void, every clock starts again");
+        self.fleet.restart_clocks(self.clock.now());
+    }
+
+    pub(super) fn link_changed(&mut self, before: Link, link: Link) {
+        self.fleet.deaf = !link.connected;
+        if link.connected && (link.epoch != before.epoch || !before.connected) {
+            self.fleet.reconnected_at = Some(self.clock.now());
+            self.void("the connection to nats was cut");
+        }
+    }
+
+    /// The lag monitor has seen something.
+    pub(super) fn disturbed(&mut self, health: LoopHealth) {
+        let before = std::mem::replace(&mut self.disturbances, health);
+        if health.stalls > before.stalls
+            && let Some(stall) = health.last_stall
+        {
+            self.stalled(stall.lasted);
+        }
+        if health.jumps > before.jumps {
+            self.jumped();
+        }
+    }
+
+    /// We did not turn for `late`.
+    pub(super) fn stalled(&mut self, late: Duration) {
+        if late < STALL {
+            return;
+        }
+        if late >= STALL_VOID {
+            self.void("the event loop stalled");
+        }
+        let hold = u64::try_from(late.min(STALL_VOID).as_millis()).unwrap_or(u64::MAX);
+        self.judge_after = self.judge_after.max(self.clock.now().plus_ms(hold));
+    }
+
+    /// The wall clock was set: times from before can't be compared with times from now on.
+    fn jumped(&mut self) {
+        self.clock.resync();
+        let now = self.clock.now();
+        self.judge_after = now;
+        self.fleet.rebase(now);
+        self.timers = crate::timers::Timers::default();
+        self.void("the wall clock jumped");
+        for index in 0..Index::try_from(self.fleet.len()).unwrap_or(Index::MAX) {
+            self.rearm(index);
+        }
+    }
+}

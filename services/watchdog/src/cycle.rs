@@ -1,0 +1,190 @@
+//! The cycle: calls the registries, judges again all that is in trouble, and says how things stand. Timely verdicts do
+//! not wait for it; it costs what is in trouble and what has a registry, not what runs.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use rollcall_core::{AgentId, ExecutionId, InstanceId, Timestamp, event::SystemEventKind};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::ms,
+    edge::{self, Answer},
+    matrix::{Row, verdict_in_words},
+    registry::CALLS_MAX,
+    report::{Categories, CycleReport, NAMED_MAX, Named, Registry},
+    shared::Shared,
+    state::World,
+};
+
+/// Errors that a `recovery_failing` event names.
+const ERRORS_NAMED_MAX: usize = 10;
+
+/// Runs a cycle per interval until shutdown; one that is late is skipped.
+pub async fn run_cycles(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(shared.settings.cycle_interval.max(Duration::from_millis(1)));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        if shared.with(|world, _| world.sight.caught_up()) {
+            // Another one runs on somebody's request: that is this one.
+            let _ = run_cycle(&shared, false).await;
+        }
+    }
+}
+
+/// Runs one cycle. `None`: one is running.
+pub async fn run_cycle(shared: &Shared, dry_run: bool) -> Option<CycleReport> {
+    let _turn = shared.ledger.try_begin()?;
+    let started_at = shared.now();
+    let began = tokio::time::Instant::now();
+    // A dry run asks nobody: an answer would count as a list.
+    let registries = if dry_run { Registry::default() } else { call_registries(shared).await };
+    if !dry_run {
+        settle_troubles(shared);
+    }
+    let mut report = shared.with(|world, now| look(world, now, dry_run));
+    let counters = shared.with(|world, _| world.counters.clone());
+    report.cycle = shared.ledger.next_number();
+    report.started_at = started_at;
+    report.took_ms = ms(began.elapsed());
+    report.registries = registries;
+    report.since_last = shared.ledger.since_last(&counters, !dry_run);
+    if dry_run {
+        return Some(report);
+    }
+    show(&report);
+    shared.ledger.keep(report.clone());
+    if shared.ledger.begins_to_fail(report.since_last.is_failing()) {
+        let errors: Vec<&String> =
+            report.executions.iter().filter_map(|e| e.last_error.as_ref()).take(ERRORS_NAMED_MAX).collect();
+        let data = serde_json::json!({
+            "recovered": report.since_last.recovered,
+            "failed": report.since_last.failed,
+            "errors": errors,
+        });
+        shared.say(SystemEventKind::RecoveryFailing, data).await;
+    }
+    Some(report)
+}
+
+async fn call_registries(shared: &Shared) -> Registry {
+    let agents: Vec<(AgentId, InstanceId)> = shared.with(|world, _| {
+        let driven = world.agents.values().filter(|entry| entry.agent.control().is_some());
+        driven
+            .filter_map(|entry| {
+                let instance = entry.agent.instance_id.clone()?;
+                Some((entry.agent.id.clone(), instance))
+            })
+            .collect()
+    });
+    let asked = agents.len();
+    let unreachable = stream::iter(agents)
+        .map(|(agent, instance)| async move {
+            match edge::look(shared, &agent, &instance).await {
+                Answer::Void | Answer::NoResponders => 1,
+                Answer::None(reason) => {
+                    tracing::debug!(agent_id = %agent, reason, "registry skipped in this cycle");
+                    1
+                }
+                Answer::Holds(_) | Answer::HoldsAnyAttempt(_) => 0,
+            }
+        })
+        .buffer_unordered(CALLS_MAX)
+        .fold(0, |sum, one| async move { sum + one })
+        .await;
+    Registry { asked, unreachable }
+}
+
+fn settle_troubles(shared: &Shared) {
+    shared.with(|world, now| {
+        let ids: Vec<ExecutionId> = world.troubles.keys().cloned().collect();
+        for id in ids {
+            // What is planned stays planned: a look before its time would only ask the same again.
+            if world.due.of(&id).is_none() {
+                world.settle(&id, now);
+            }
+        }
+    });
+}
+
+fn look(world: &mut World, now: Timestamp, dry_run: bool) -> CycleReport {
+    let mut rows: BTreeMap<&'static str, usize> = BTreeMap::new();
+    let mut categories = Categories { in_grace: world.count_in_grace(now), ..Categories::default() };
+    let mut executions = Vec::new();
+    let mut due: Vec<ExecutionId> = world.troubles.keys().cloned().collect();
+    if dry_run {
+        due.extend(world.due.ripe(now, NAMED_MAX).filter(|id| !world.troubles.contains_key(*id)).cloned());
+    }
+    for id in &due {
+        let Some((judgement, _)) = world.standing_judgement(id, now) else { continue };
+        let trouble = world.troubles.get(id);
+        // Work under way knows more than a judgement without looks.
+        let row = trouble.filter(|t| t.in_flight).map_or(judgement.row, |t| t.row);
+        *rows.entry(row.key()).or_default() += 1;
+        count(&mut categories, row, judgement.verdict.is_work());
+        if executions.len() < NAMED_MAX && (!dry_run || judgement.verdict.is_work() || row != Row::Healthy) {
+            let execution = world.executions.get(id);
+            executions.push(Named {
+                execution_id: id.clone(),
+                attempt: execution.map_or(0, |e| e.attempt),
+                agent_id: execution.and_then(|e| e.holder()).map(|h| h.agent_id.clone()),
+                row: row.key(),
+                decision: verdict_in_words(&judgement, now),
+                last_error: trouble.and_then(|t| t.last_error.clone()),
+            });
+        }
+    }
+    let held: usize = world.agents.values().map(|entry| entry.held.len()).sum();
+    let troubled: usize = rows.values().sum();
+    categories.queued = world.executions.len().saturating_sub(held);
+    categories.healthy = held.saturating_sub(troubled).saturating_sub(categories.in_grace);
+    CycleReport {
+        cycle: 0,
+        started_at: now,
+        took_ms: 0,
+        dry_run,
+        open: world.executions.len(),
+        agents: world.agents.len(),
+        rows,
+        categories,
+        registries: Registry::default(),
+        since_last: crate::report::Done::default(),
+        executions,
+    }
+}
+
+fn count(categories: &mut Categories, row: Row, is_work: bool) {
+    match row {
+        Row::Ended | Row::Queued | Row::Healthy | Row::InGrace | Row::Unheard => {}
+        Row::UnlistedOnce | Row::UnlistedAnswers | Row::Orphaned | Row::DispatchLost => {
+            categories.orphaned += 1
+        }
+        Row::TimedOut => categories.timed_out += 1,
+        Row::Stalled => categories.stalled += 1,
+        Row::AgentSilent | Row::AgentLost | Row::AgentRestarted | Row::AgentGone => categories.lost += 1,
+        Row::Withheld => categories.withheld += 1,
+        Row::Stale => categories.stale += 1,
+        Row::TerminateRefused | Row::Suspended | Row::RateLimited | Row::Blind | Row::SupersededUnsure => {
+            categories.deferred += 1;
+        }
+        Row::SilentAnswers | Row::SupersededVouched | Row::GoneVouched | Row::Cancelling => {
+            categories.deferred += usize::from(is_work);
+        }
+    }
+}
+
+fn show(report: &CycleReport) {
+    // Counts of executions and agents are far below 2^52.
+    #[allow(clippy::cast_precision_loss)]
+    let set = |name: &'static str, value: usize| metrics::gauge!(name).set(value as f64);
+    set("rollcall_executions_open", report.open);
+    set("rollcall_executions_troubled", report.rows.values().sum());
+    set("rollcall_executions_deferred", report.categories.deferred);
+    set("rollcall_executions_withheld", report.categories.withheld);
+    set("rollcall_registries_unreachable", report.registries.unreachable);
+    tracing::debug!(cycle = report.cycle, open = report.open, took_ms = report.took_ms, "cycle");
+}

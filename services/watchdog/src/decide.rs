@@ -1,0 +1,518 @@
+//! The judgement: a total, pure function from what is known about an execution to what is to be done about it now.
+//!
+//! Grounds are looked at in a fixed order: what is proven first (its agent is gone, or runs as a new instance), then
+//! silence, then absence from the lists, then its time, then its progress. A ground that is not ripe only says when
+//! to look again. What a ground still needs before it counts (a look at the instance, at the report subject, through
+//! the bus) is asked for with [`Verdict::Look`], and the execution is judged again with the answer: the order of the
+//! looks is decided here as well, the shell only carries them out.
+
+use rollcall_core::{
+    Timestamp,
+    event::{RecoveryReason, TerminateOutcome},
+    execution::State,
+};
+
+use crate::{
+    facts::{Asked, Edge, Facts, Limits, Listing, Standing, UNLISTED_TIMES, Waiting},
+    matrix::Row,
+};
+
+/// How soon a verdict that a waiting report withholds is looked at again. The report's own event usually comes first.
+pub const REPORT_RECHECK_MS: u64 = 1_000;
+
+/// How long the dispatcher gets to learn what became of a dispatch whose instance turned out to be away: one that
+/// nobody took goes back to its queue, and must not count as a loss. Above the 2 s in which an agent has to answer
+/// (PROTOCOL.md 4); never more than the dispatch grace.
+pub const DISPATCH_SETTLE_MS: u64 = 3_000;
+
+/// A piece of evidence that has to be fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Prove that we see: a message of our own through the bus, and everything before it read.
+    Canary,
+    /// Ask the instance what it holds.
+    Instance,
+    /// The last message on the execution's report subject.
+    Report,
+    /// A place in the rate limit of agent-lost recoveries.
+    Turn,
+}
+
+/// A loss that is established.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finding {
+    /// Why.
+    pub reason: RecoveryReason,
+    /// How its death was made certain.
+    pub terminate: TerminateOutcome,
+    /// When it became true; `detected_after_ms` counts from here.
+    pub true_at: Timestamp,
+}
+
+/// What to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing, until something new is heard.
+    Leave,
+    /// Nothing; look again then at the latest.
+    WaitUntil(Timestamp),
+    /// Nothing; look again when sight or trust in silence is back, at the latest then.
+    Postpone(Timestamp),
+    /// Fetch this and judge again.
+    Look(Look),
+    /// Ask the agent to end it, for this reason, and judge again with what became of it.
+    Terminate(RecoveryReason),
+    /// It is lost.
+    Recover(Finding),
+}
+
+impl Verdict {
+    /// Whether there is something to do now.
+    #[must_use]
+    pub const fn is_work(&self) -> bool {
+        matches!(self, Self::Look(_) | Self::Terminate(_) | Self::Recover(_))
+    }
+}
+
+/// A verdict and the row of the matrix that it comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Judgement {
+    /// The row.
+    pub row: Row,
+    /// The verdict.
+    pub verdict: Verdict,
+}
+
+const fn say(row: Row, verdict: Verdict) -> Judgement {
+    Judgement { row, verdict }
+}
+
+/// A reason to recover that is ripe.
+struct Ground {
+    row: Row,
+    reason: RecoveryReason,
+    true_at: Timestamp,
+    /// From here the safety net counts.
+    fell_due_at: Timestamp,
+}
+
+/// The instants at which an unripe ground may ripen; the earliest is when to look again.
+struct Alarm {
+    next: Timestamp,
+    row: Option<Row>,
+}
+
+impl Alarm {
+    fn at(&mut self, when: Timestamp, row: Row) {
+        self.next = self.next.min(when);
+        self.note(row);
+    }
+
+    /// Names the row without an instant: what changes it comes as an event or a heartbeat.
+    fn note(&mut self, row: Row) {
+        self.row.get_or_insert(row);
+    }
+}
+
+/// Judges one execution.
+#[must_use]
+pub fn judge(facts: &Facts, limits: &Limits, now: Timestamp) -> Judgement {
+    if facts.state.is_terminal() {
+        return say(Row::Ended, Verdict::Leave);
+    }
+    if !facts.state.holds_slot() {
+        return say(Row::Queued, Verdict::Leave);
+    }
+    let case = Case { facts, limits, now };
+    let mut alarm = Alarm { next: Timestamp::from_millis(i64::MAX), row: None };
+    let ripe = match facts.standing {
+        Standing::Gone { since } => case.gone(since, &mut alarm),
+        Standing::Superseded { since } => case.superseded(since, &mut alarm),
+        Standing::Silent { since } => case.silent(since, &mut alarm),
+        Standing::Alive => None,
+    };
+    ripe.or_else(|| case.absent(&mut alarm))
+        .or_else(|| case.out_of_time(&mut alarm))
+        .unwrap_or_else(|| case.healthy(&alarm))
+}
+
+struct Case<'a> {
+    facts: &'a Facts,
+    limits: &'a Limits,
+    now: Timestamp,
+}
+
+impl Case<'_> {
+    fn stale_at(&self, fell_due_at: Timestamp) -> Timestamp {
+        fell_due_at.plus_ms(self.limits.stale_after_ms)
+    }
+
+    /// One interval of the agent from now: when its next word may be expected.
+    fn next_word(&self) -> Timestamp {
+        self.now.plus_ms(self.facts.channel.interval_ms.max(1))
+    }
+
+    /// A ripe ground becomes a recovery unless a report that waits on the bus withholds it.
+    fn conclude(&self, ground: &Ground, terminate: TerminateOutcome) -> Judgement {
+        let stale_at = self.stale_at(ground.fell_due_at);
+        let (row, reason) = match self.facts.waiting {
+            Waiting::Unasked => return say(ground.row, Verdict::Look(Look::Report)),
+            Waiting::Withholds(_) if self.now < stale_at => {
+                let again = self.now.plus_ms(REPORT_RECHECK_MS).min(stale_at);
+                return say(Row::Withheld, Verdict::WaitUntil(again));
+            }
+            Waiting::Withholds(_) => (Row::Stale, RecoveryReason::Stale),
+            Waiting::Nothing | Waiting::Confirms(_) => (ground.row, ground.reason),
+        };
+        let terminate = match self.facts.waiting {
+            // The agent's own word that it is dead.
+            Waiting::Confirms(_) => TerminateOutcome::Confirmed,
+            _ => terminate,
+        };
+        let true_at = if reason == RecoveryReason::Stale { ground.fell_due_at } else { ground.true_at };
+        say(row, Verdict::Recover(Finding { reason, terminate, true_at }))
+    }
+
+    /// The instance said goodbye, or was silent for so long that it was forgotten.
+    fn gone(&self, since: Timestamp, alarm: &mut Alarm) -> Option<Judgement> {
+        // Forgotten by the prober and still heard by us, with this execution on its list: it works on it.
+        if self.facts.is_vouched(self.limits, self.now) {
+            self.wake_when_silent(alarm, Row::GoneVouched);
+            return None;
+        }
+        if self.is_unsettled(alarm) {
+            return None;
+        }
+        let ground = Ground {
+            row: Row::AgentGone,
+            reason: RecoveryReason::AgentGone,
+            true_at: since,
+            fell_due_at: since,
+        };
+        Some(self.conclude(&ground, TerminateOutcome::NotAttempted))
+    }
+
+    /// Dispatched a moment ago and not started: the dispatcher is still finding out.
+    fn is_unsettled(&self, alarm: &mut Alarm) -> bool {
+        let settle_ms = DISPATCH_SETTLE_MS.min(self.limits.dispatch_grace_ms);
+        let settled_at = self.facts.dispatched_at.plus_ms(settle_ms);
+        let unsettled = !self.facts.started && self.now < settled_at;
+        if unsettled {
+            alarm.at(settled_at, Row::InGrace);
+        }
+        unsettled
+    }
+
+    fn wake_when_silent(&self, alarm: &mut Alarm, row: Row) {
+        alarm.at(self.silent_at_or_next_word(), row);
+    }
+
+    /// A newer instance registered. The old one's work is lost once the old one is confirmed away.
+    fn superseded(&self, since: Timestamp, alarm: &mut Alarm) -> Option<Judgement> {
+        let facts = self.facts;
+        if facts.is_vouched(self.limits, self.now) {
+            self.wake_when_silent(alarm, Row::SupersededVouched);
+            return None;
+        }
+        if self.is_unsettled(alarm) {
+            return None;
+        }
+        let ground = Ground {
+            row: Row::AgentRestarted,
+            reason: RecoveryReason::AgentRestarted,
+            true_at: since,
+            fell_due_at: since,
+        };
+        match facts.edge {
+            Edge::Unasked => Some(say(Row::AgentRestarted, Verdict::Look(Look::Instance))),
+            Edge::Lists => {
+                alarm.at(self.next_word(), Row::SupersededVouched);
+                None
+            }
+            Edge::ListsNot { .. } if self.now < facts.grace_until(self.limits) => {
+                alarm.at(facts.grace_until(self.limits), Row::InGrace);
+                None
+            }
+            Edge::ListsNot { times } if times >= UNLISTED_TIMES || self.is_unlisted() => {
+                Some(self.conclude(&ground, TerminateOutcome::NotRunning))
+            }
+            Edge::ListsNot { .. } => {
+                alarm.at(self.next_word(), Row::SupersededUnsure);
+                None
+            }
+            Edge::Void => {
+                alarm.at(self.next_word(), Row::Blind);
+                None
+            }
+            Edge::NoResponders | Edge::NoAnswer if self.is_away() => {
+                Some(self.conclude(&ground, TerminateOutcome::NotAttempted))
+            }
+            Edge::NoResponders | Edge::NoAnswer => {
+                let quiet_at = self.quiet_at().filter(|at| *at > self.now);
+                let again = quiet_at.unwrap_or_else(|| self.next_word());
+                alarm.at(self.silent_at_or_next_word().min(again), Row::SupersededUnsure);
+                None
+            }
+        }
+    }
+
+    fn silent_at_or_next_word(&self) -> Timestamp {
+        // Blind: whoever regains sight judges again.
+        self.facts.silent_at(self.limits).filter(|at| *at > self.now).unwrap_or_else(|| self.next_word())
+    }
+
+    /// Whether an instance that did not answer just now is confirmed away.
+    fn is_away(&self) -> bool {
+        let facts = self.facts;
+        let reached = |at: Option<Timestamp>| at.is_some_and(|at| at <= self.now);
+        // "No responders" of a process that used to answer, and that has been quiet for an interval as well: a
+        // connection that is just being made again must not look like a death.
+        let refused = facts.edge == Edge::NoResponders && facts.channel.answered && reached(self.quiet_at());
+        refused || self.is_unlisted() || reached(facts.silent_at(self.limits))
+    }
+
+    /// When the instance has been quiet for one interval, as far as we could hear it.
+    fn quiet_at(&self) -> Option<Timestamp> {
+        let sight = self.facts.sight_since?;
+        let from = self.facts.channel.last_at.map_or(sight, |last| last.max(sight));
+        Some(from.plus_ms(self.facts.channel.interval_ms))
+    }
+
+    fn is_unlisted(&self) -> bool {
+        matches!(self.facts.listing, Listing::Unlisted { times, .. } if times >= UNLISTED_TIMES)
+    }
+
+    fn wait(&self, row: Row, until: Timestamp) -> Judgement {
+        say(row, Verdict::WaitUntil(until.max(self.now.plus_ms(1))))
+    }
+
+    /// The log says that every channel of its agent is bad.
+    fn silent(&self, since: Timestamp, alarm: &mut Alarm) -> Option<Judgement> {
+        let facts = self.facts;
+        let fell_due_at = facts.lost_due(self.limits)?;
+        let (Some(sight), Some(silent_at)) = (facts.sight_since, facts.silent_at(self.limits)) else {
+            // Blind. Nothing that is silence counts, nothing else is held up.
+            alarm.at(self.next_word(), Row::Blind);
+            return None;
+        };
+        // Every clock started again when our sight did.
+        let lost_after_ms = facts.lost_after_ms.unwrap_or(self.limits.lost_after_ms);
+        let ripe_at = since.max(sight).plus_ms(lost_after_ms).max(silent_at);
+        if self.now < ripe_at {
+            alarm.at(ripe_at, Row::AgentSilent);
+            return None;
+        }
+        if facts.suspended {
+            return self.suspended(fell_due_at, alarm);
+        }
+        let ground = Ground {
+            row: Row::AgentLost,
+            reason: RecoveryReason::AgentLost,
+            true_at: fell_due_at,
+            fell_due_at,
+        };
+        if !facts.canary {
+            return Some(say(Row::AgentLost, Verdict::Look(Look::Canary)));
+        }
+        match facts.edge {
+            Edge::Unasked => Some(say(Row::AgentLost, Verdict::Look(Look::Instance))),
+            Edge::Void => {
+                alarm.at(self.next_word(), Row::Blind);
+                None
+            }
+            Edge::Lists => {
+                alarm.at(self.next_word(), Row::SilentAnswers);
+                None
+            }
+            Edge::ListsNot { times } => self.silent_and_empty(fell_due_at, times, alarm),
+            Edge::NoResponders | Edge::NoAnswer => {
+                let concluded = self.conclude(&ground, TerminateOutcome::NotAttempted);
+                Some(self.in_turn(concluded))
+            }
+        }
+    }
+
+    fn suspended(&self, fell_due_at: Timestamp, alarm: &mut Alarm) -> Option<Judgement> {
+        let stale_at = self.stale_at(fell_due_at);
+        if self.now < stale_at {
+            alarm.at(stale_at, Row::Suspended);
+            return None;
+        }
+        let ground =
+            Ground { row: Row::Stale, reason: RecoveryReason::Stale, true_at: fell_due_at, fell_due_at };
+        Some(self.conclude(&ground, TerminateOutcome::NotAttempted))
+    }
+
+    /// No heartbeats, but it answers, and does not list the execution.
+    fn silent_and_empty(&self, fell_due_at: Timestamp, times: u32, alarm: &mut Alarm) -> Option<Judgement> {
+        let grace_until = self.facts.grace_until(self.limits);
+        if self.now < grace_until {
+            alarm.at(grace_until, Row::InGrace);
+            return None;
+        }
+        if times < UNLISTED_TIMES {
+            alarm.at(self.next_word(), Row::UnlistedOnce);
+            return None;
+        }
+        let ground = self.absence(fell_due_at.max(grace_until));
+        Some(self.conclude(&ground, TerminateOutcome::NotRunning))
+    }
+
+    /// Recoveries for silence go through the rate limit, last of all.
+    fn in_turn(&self, concluded: Judgement) -> Judgement {
+        if !matches!(concluded.verdict, Verdict::Recover(_)) {
+            return concluded;
+        }
+        match self.facts.turn_at {
+            None => say(Row::AgentLost, Verdict::Look(Look::Turn)),
+            Some(at) if self.now < at => say(Row::RateLimited, Verdict::WaitUntil(at)),
+            Some(_) => concluded,
+        }
+    }
+
+    /// What its absence from the lists means, `since` when. After its end was asked for it is the answer to that,
+    /// whatever became of the agent's own.
+    fn absence(&self, since: Timestamp) -> Ground {
+        let facts = self.facts;
+        let (row, reason, true_at) = match facts.asked {
+            Asked::No if facts.started => (Row::Orphaned, RecoveryReason::Orphaned, since),
+            Asked::No => (Row::DispatchLost, RecoveryReason::DispatchLost, since),
+            _ if self.now >= facts.deadline => (Row::TimedOut, RecoveryReason::TimedOut, facts.deadline),
+            _ => (Row::Stalled, RecoveryReason::Stalled, since),
+        };
+        Ground { row, reason, true_at, fell_due_at: true_at }
+    }
+
+    /// Its agent beats and does not list it.
+    fn absent(&self, alarm: &mut Alarm) -> Option<Judgement> {
+        let facts = self.facts;
+        let Listing::Unlisted { since, times } = facts.listing else { return None };
+        if times < UNLISTED_TIMES {
+            let in_grace = self.now < facts.grace_until(self.limits);
+            alarm.note(if in_grace { Row::InGrace } else { Row::UnlistedOnce });
+            return None;
+        }
+        // Lists that came while we could not trust our eyes prove nothing; they are counted anew with our sight.
+        if facts.sight_since.is_none() {
+            alarm.at(self.next_word(), Row::Blind);
+            return None;
+        }
+        let ground = self.absence(since);
+        let row = ground.row;
+        if !facts.canary {
+            return Some(say(row, Verdict::Look(Look::Canary)));
+        }
+        match facts.edge {
+            Edge::Unasked => Some(say(row, Verdict::Look(Look::Instance))),
+            Edge::Lists => {
+                alarm.at(self.next_word(), Row::UnlistedAnswers);
+                None
+            }
+            Edge::Void => {
+                alarm.at(self.next_word(), Row::Blind);
+                None
+            }
+            Edge::ListsNot { .. } => Some(self.conclude(&ground, TerminateOutcome::NotRunning)),
+            Edge::NoResponders | Edge::NoAnswer => {
+                Some(self.conclude(&ground, TerminateOutcome::NotAttempted))
+            }
+        }
+    }
+
+    /// Its deadline passed, its progress stood still, or its cancellation was never confirmed.
+    fn out_of_time(&self, alarm: &mut Alarm) -> Option<Judgement> {
+        let facts = self.facts;
+        if facts.state == State::Cancelling {
+            return self.cancelling(alarm);
+        }
+        if self.now >= facts.deadline {
+            let ground = Ground {
+                row: Row::TimedOut,
+                reason: RecoveryReason::TimedOut,
+                true_at: facts.deadline,
+                fell_due_at: facts.deadline,
+            };
+            return Some(self.end_it(&ground, alarm));
+        }
+        alarm.next = alarm.next.min(facts.deadline);
+        let timeout = facts.stall_timeout_ms?;
+        let (Some(stalled_at), Listing::Listed { at, .. }) = (facts.stalled_at(), facts.listing) else {
+            // Its progress is not known yet (again): nothing wakes us when it is, so look when it could be due.
+            alarm.next = alarm.next.min(self.now.plus_ms(timeout));
+            return None;
+        };
+        if self.now < stalled_at {
+            alarm.next = alarm.next.min(stalled_at);
+            return None;
+        }
+        // Only a list that came after the time was up shows that nothing moved in all of it.
+        if at < stalled_at {
+            alarm.next = alarm.next.min(self.next_word());
+            return None;
+        }
+        let ground = Ground {
+            row: Row::Stalled,
+            reason: RecoveryReason::Stalled,
+            true_at: stalled_at,
+            fell_due_at: stalled_at,
+        };
+        Some(self.end_it(&ground, alarm))
+    }
+
+    /// Asks its agent to end it; only its death frees the slot, or the safety net.
+    fn end_it(&self, ground: &Ground, alarm: &Alarm) -> Judgement {
+        let stale_at = self.stale_at(ground.fell_due_at);
+        match (self.facts.asked, self.facts.waiting) {
+            // What finished in time, or says so itself, needs no ending.
+            (_, Waiting::Unasked) => say(ground.row, Verdict::Look(Look::Report)),
+            (_, Waiting::Withholds(_)) => self.conclude(ground, TerminateOutcome::NotAttempted),
+            (_, Waiting::Confirms(_)) | (Asked::Confirmed, _) => {
+                self.conclude(ground, TerminateOutcome::Confirmed)
+            }
+            (Asked::NotRunning, _) => self.conclude(ground, TerminateOutcome::NotRunning),
+            // The answer may be lost and the work dead all the same: then its report says so.
+            (Asked::Unconfirmed { next_at }, _) if self.now < next_at.min(stale_at) => {
+                let again = self.now.plus_ms(REPORT_RECHECK_MS).min(next_at).min(stale_at);
+                self.wait(Row::TerminateRefused, again.min(alarm.next))
+            }
+            (Asked::Unconfirmed { .. }, _) if self.now >= stale_at => {
+                let stale = Ground {
+                    row: Row::Stale,
+                    reason: RecoveryReason::Stale,
+                    true_at: ground.fell_due_at,
+                    fell_due_at: ground.fell_due_at,
+                };
+                self.conclude(&stale, TerminateOutcome::Failed)
+            }
+            (Asked::No | Asked::Unconfirmed { .. }, _) => say(ground.row, Verdict::Terminate(ground.reason)),
+        }
+    }
+
+    /// The dispatcher asks for its death again and again; the watchdog holds the net.
+    fn cancelling(&self, alarm: &mut Alarm) -> Option<Judgement> {
+        let fell_due_at = self.facts.cancelled_at.unwrap_or(self.facts.deadline);
+        let stale_at = self.stale_at(fell_due_at);
+        if self.now < stale_at {
+            alarm.at(stale_at, Row::Cancelling);
+            return None;
+        }
+        let ground =
+            Ground { row: Row::Stale, reason: RecoveryReason::Stale, true_at: fell_due_at, fell_due_at };
+        Some(self.conclude(&ground, TerminateOutcome::Failed))
+    }
+
+    fn healthy(&self, alarm: &Alarm) -> Judgement {
+        let row = alarm.row.unwrap_or(match self.facts.listing {
+            Listing::Listed { .. } => Row::Healthy,
+            Listing::Unlisted { .. } => Row::UnlistedOnce,
+            Listing::Unknown if self.now < self.facts.grace_until(self.limits) => Row::InGrace,
+            Listing::Unknown => Row::Unheard,
+        });
+        let until = alarm.next.max(self.now.plus_ms(1));
+        let verdict = match row {
+            Row::Blind | Row::Suspended => Verdict::Postpone(until),
+            _ => Verdict::WaitUntil(until),
+        };
+        say(row, verdict)
+    }
+}

@@ -1,0 +1,146 @@
+//! Asking an agent: what it holds, and to end something. Over NATS, or over HTTP where the agent is driven so.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rollcall_core::{
+    AgentId, ExecutionId, InstanceId,
+    subject::AgentVerb,
+    wire::{Endpoint, ExecutionsReply, OwnedClaim, TerminateReply, TerminateRequest, TerminateState},
+};
+use rollcall_nats::RequestError;
+
+use crate::{config::ms, registry::RegistryError, shared::Shared};
+
+/// How long an instance may take to say what it holds.
+pub const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+/// What an agent gets beyond the grace to confirm an end.
+pub const TERMINATE_SLACK: Duration = Duration::from_secs(2);
+
+/// What an instance holds, by its own word.
+#[derive(Debug)]
+pub enum Answer {
+    /// This.
+    Holds(Vec<OwnedClaim>),
+    /// These; its registry names no attempts.
+    HoldsAnyAttempt(Vec<ExecutionId>),
+    /// The server says that nobody listens there.
+    NoResponders,
+    /// No answer in time, or none that makes sense; why.
+    None(String),
+    /// We could not ask.
+    Void,
+}
+
+/// What became of a request to end something.
+#[derive(Debug)]
+pub enum Ending {
+    /// Dead.
+    Confirmed,
+    /// It was not running.
+    NotRunning,
+    /// Not confirmed; why.
+    Unconfirmed(String),
+}
+
+/// The endpoint an agent is driven at, if not over NATS.
+fn control(shared: &Shared, agent: &AgentId) -> Option<Endpoint> {
+    shared.with(|world, _| world.agents.get(agent).and_then(|e| e.agent.control().cloned()))
+}
+
+/// Asks an instance what it holds.
+pub async fn look(shared: &Shared, agent: &AgentId, instance: &InstanceId) -> Answer {
+    if let Some(endpoint) = control(shared, agent) {
+        return match shared.registries.running(&endpoint, LOOK_TIMEOUT).await {
+            Ok(ids) => {
+                let interval = ms(shared.settings.cycle_interval);
+                shared.with(|world, now| {
+                    world.registry(agent, &ids.iter().cloned().collect(), interval, now);
+                });
+                Answer::HoldsAnyAttempt(ids)
+            }
+            Err(RegistryError::Ours(_)) => Answer::Void,
+            // Our own guard refuses its URL: that says nothing about the agent, its instance may still answer here.
+            Err(RegistryError::Refused { reason, .. }) => ping(shared, agent, instance, reason).await,
+            Err(error) => Answer::None(error.to_string()),
+        };
+    }
+    let subject = shared.subjects.agent_request(agent, instance, AgentVerb::Executions);
+    let answer = match shared.bus.request(subject, Bytes::from_static(b"{}"), LOOK_TIMEOUT).await {
+        Ok(message) => match serde_json::from_slice::<ExecutionsReply>(&message.payload) {
+            Ok(reply) if reply.instance_id == *instance => Answer::Holds(reply.executions),
+            Ok(reply) => Answer::None(format!("{} answered for {instance}", reply.instance_id)),
+            Err(error) => Answer::None(format!("its answer makes no sense: {error}")),
+        },
+        Err(RequestError::NoResponders) => Answer::NoResponders,
+        Err(RequestError::Disconnected) => Answer::Void,
+        Err(error) => Answer::None(error.to_string()),
+    };
+    if matches!(answer, Answer::Holds(_)) {
+        answered(shared, agent, instance);
+    }
+    answer
+}
+
+/// Whether anybody is there at all: an answer proves life and nothing about what it holds.
+async fn ping(shared: &Shared, agent: &AgentId, instance: &InstanceId, refused: String) -> Answer {
+    let subject = shared.subjects.agent_request(agent, instance, AgentVerb::Ping);
+    match shared.bus.request(subject, Bytes::from_static(b"{}"), LOOK_TIMEOUT).await {
+        Ok(_) | Err(RequestError::Disconnected) => Answer::Void,
+        Err(RequestError::NoResponders) => Answer::NoResponders,
+        Err(error) => Answer::None(format!("{refused}; ping: {error}")),
+    }
+}
+
+/// From now on "no responders" of this instance means something.
+fn answered(shared: &Shared, agent: &AgentId, instance: &InstanceId) {
+    shared.with(|world, _| {
+        if let Some(claims) =
+            world.agents.get_mut(agent).and_then(|entry| entry.claims_mut(instance.as_str()))
+        {
+            claims.answered = true;
+        }
+    });
+}
+
+/// Asks an instance to end an attempt and to say when it is dead.
+pub async fn terminate(
+    shared: &Shared,
+    agent: &AgentId,
+    instance: &InstanceId,
+    execution: &ExecutionId,
+    attempt: u32,
+    reason: &str,
+) -> Ending {
+    let grace = shared.settings.terminate_grace;
+    let timeout = grace + TERMINATE_SLACK;
+    if let Some(endpoint) = control(shared, agent) {
+        return match shared.registries.terminate(&endpoint, execution, timeout).await {
+            Ok(()) => Ending::Confirmed,
+            Err(error) => Ending::Unconfirmed(error.to_string()),
+        };
+    }
+    let request = TerminateRequest {
+        execution_id: execution.clone(),
+        attempt,
+        reason: reason.to_owned(),
+        grace_ms: ms(grace),
+    };
+    let payload = match serde_json::to_vec(&request) {
+        Ok(bytes) => Bytes::from(bytes),
+        Err(error) => return Ending::Unconfirmed(error.to_string()),
+    };
+    let subject = shared.subjects.agent_request(agent, instance, AgentVerb::Terminate);
+    match shared.bus.request(subject, payload, timeout).await {
+        Ok(message) => {
+            answered(shared, agent, instance);
+            match serde_json::from_slice::<TerminateReply>(&message.payload).map(|reply| reply.state) {
+                Ok(TerminateState::Terminated) => Ending::Confirmed,
+                Ok(TerminateState::NotRunning) => Ending::NotRunning,
+                Ok(TerminateState::StillRunning) => Ending::Unconfirmed("still running".to_owned()),
+                Err(error) => Ending::Unconfirmed(format!("its answer makes no sense: {error}")),
+            }
+        }
+        Err(error) => Ending::Unconfirmed(error.to_string()),
+    }
+}

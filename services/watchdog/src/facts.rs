@@ -1,0 +1,217 @@
+//! What is known about one execution at the moment it is judged: plain values, gathered by
+//! [`crate::state::World::facts`] and completed by the looks that the judgement asks for.
+
+use rollcall_core::{Timestamp, execution::State, wire::Outcome};
+
+/// Unlisted in so many lists in a row is proof (PROTOCOL.md: "twice in a row").
+pub const UNLISTED_TIMES: u32 = 2;
+
+/// Durations that bound a judgement, all in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Absence is no evidence for so long after a dispatch.
+    pub dispatch_grace_ms: u64,
+    /// From disconnected to lost, where the execution names nothing else.
+    pub lost_after_ms: u64,
+    /// The safety net under every deferral.
+    pub stale_after_ms: u64,
+    /// Time an agent gets between asking work to end and killing it.
+    pub terminate_grace_ms: u64,
+    /// Heartbeats in a row that must be missing before a channel is silent.
+    pub failure_threshold: u32,
+    /// Interval of agents that name none.
+    pub interval_ms: u64,
+}
+
+/// Where the holding instance stands, by the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is the instance that counts, and not silent.
+    Alive,
+    /// It is the instance that counts, and every channel is bad since then.
+    Silent {
+        /// Since when the log says so.
+        since: Timestamp,
+    },
+    /// A newer instance registered then.
+    Superseded {
+        /// When.
+        since: Timestamp,
+    },
+    /// It said goodbye or was forgotten.
+    Gone {
+        /// When.
+        since: Timestamp,
+    },
+}
+
+/// The holding instance's heartbeats as this watchdog itself received them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Channel {
+    /// The last one, since our sight began.
+    pub last_at: Option<Timestamp>,
+    /// Its interval, in milliseconds.
+    pub interval_ms: u64,
+    /// Its last heartbeat said `gone`: what it listed no longer vouches for anything.
+    pub said_gone: bool,
+    /// It answered a request before, so that "no responders" means something.
+    pub answered: bool,
+}
+
+/// Whether the holding instance lists the execution (this attempt).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listing {
+    /// No list of it since our sight began.
+    Unknown,
+    /// The latest list names it.
+    Listed {
+        /// When that list came.
+        at: Timestamp,
+        /// When its progress rose last (or was first seen); `None`: it names no progress.
+        rose_at: Option<Timestamp>,
+    },
+    /// The latest lists do not.
+    Unlisted {
+        /// When the first of them came.
+        since: Timestamp,
+        /// How many in a row, counting only those beyond the dispatch grace.
+        times: u32,
+    },
+}
+
+/// What waits for the dispatcher on the execution's report subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// Nobody looked.
+    Unasked,
+    /// Nothing of this attempt.
+    Nothing,
+    /// A final word of the agent that the dispatcher has yet to apply.
+    Withholds(Outcome),
+    /// The agent's word that it is dead, for whoever asked for that.
+    Confirms(Outcome),
+}
+
+/// What the holding instance itself said when it was asked just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Edge {
+    /// Nobody asked.
+    Unasked,
+    /// It answers and lists the execution.
+    Lists,
+    /// It answers and does not.
+    ListsNot {
+        /// In so many answers in a row.
+        times: u32,
+    },
+    /// The server says that nobody listens there.
+    NoResponders,
+    /// No answer in time.
+    NoAnswer,
+    /// We could not ask: says nothing about the agent.
+    Void,
+}
+
+/// What became of asking the agent to end it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// Nobody asked.
+    No,
+    /// The work is dead.
+    Confirmed,
+    /// It was not running there.
+    NotRunning,
+    /// Still running, refused, or no answer.
+    Unconfirmed {
+        /// When to ask again.
+        next_at: Timestamp,
+    },
+}
+
+/// The facts of one execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its state by the log.
+    pub state: State,
+    /// Its agent accepted it (or it is delivered externally).
+    pub started: bool,
+    /// When the present attempt was dispatched.
+    pub dispatched_at: Timestamp,
+    /// When its time is up.
+    pub deadline: Timestamp,
+    /// When somebody asked for its end.
+    pub cancelled_at: Option<Timestamp>,
+    /// How long its progress may stand still.
+    pub stall_timeout_ms: Option<u64>,
+    /// How long its agent may be disconnected, where it says so itself.
+    pub lost_after_ms: Option<u64>,
+    /// The holding instance, by the log.
+    pub standing: Standing,
+    /// The holding instance, by its heartbeats.
+    pub channel: Channel,
+    /// Whether it lists the execution.
+    pub listing: Listing,
+    /// Silence and absence count from here: our start, the end of our last blindness, the end of the last
+    /// suspension. `None`: we are blind now.
+    pub sight_since: Option<Timestamp>,
+    /// The mass-failure breaker is open.
+    pub suspended: bool,
+    /// What became of asking for its end.
+    pub asked: Asked,
+    /// What waits on the bus.
+    pub waiting: Waiting,
+    /// What its instance says.
+    pub edge: Edge,
+    /// A message of our own came back through the bus just now, and all that came before it was read.
+    pub canary: bool,
+    /// When the rate limit lets an agent-lost recovery through; `None`: not asked for a place yet.
+    pub turn_at: Option<Timestamp>,
+}
+
+impl Facts {
+    /// When the instance's heartbeats are silent to the threshold: failure k falls at (k + 0.5) intervals, counted
+    /// from the last one or from when we began to see. `None` while we are blind.
+    #[must_use]
+    pub fn silent_at(&self, limits: &Limits) -> Option<Timestamp> {
+        let sight = self.sight_since?;
+        let from = self.channel.last_at.map_or(sight, |last| last.max(sight));
+        let interval = self.channel.interval_ms;
+        Some(from.plus_ms(interval.saturating_mul(u64::from(limits.failure_threshold)) + interval / 2))
+    }
+
+    /// Whether its instance's own heartbeats speak for it: a list that names it, from a channel that is not silent.
+    #[must_use]
+    pub fn is_vouched(&self, limits: &Limits, now: Timestamp) -> bool {
+        matches!(self.listing, Listing::Listed { .. })
+            && !self.channel.said_gone
+            && self.silent_at(limits).is_none_or(|at| now < at)
+    }
+
+    /// The end of the dispatch grace.
+    #[must_use]
+    pub fn grace_until(&self, limits: &Limits) -> Timestamp {
+        self.dispatched_at.plus_ms(limits.dispatch_grace_ms)
+    }
+
+    /// When its agent's silence, by the log, is long enough. `None`: it is not silent by the log.
+    #[must_use]
+    pub fn lost_due(&self, limits: &Limits) -> Option<Timestamp> {
+        match self.standing {
+            Standing::Silent { since } => {
+                Some(since.plus_ms(self.lost_after_ms.unwrap_or(limits.lost_after_ms)))
+            }
+            _ => None,
+        }
+    }
+
+    /// When it has stood still for too long, by lists that we received. `None`: it may, or names no progress.
+    #[must_use]
+    pub fn stalled_at(&self) -> Option<Timestamp> {
+        let timeout = self.stall_timeout_ms?;
+        let sight = self.sight_since?;
+        match self.listing {
+            Listing::Listed { rose_at: Some(rose), .. } => Some(rose.max(sight).plus_ms(timeout)),
+            _ => None,
+        }
+    }
+}

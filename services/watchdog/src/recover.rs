@@ -1,0 +1,245 @@
+//! Carrying out judgements: one task per execution that needs work, each on its own, never two for one execution.
+
+use std::{sync::Arc, time::Duration};
+
+use rollcall_core::{
+    AgentId, ExecutionId, InstanceId, Timestamp,
+    event::{ExecutionEvent, RecoveryReason},
+    wire::Report,
+};
+use rollcall_nats::{Append, isolation};
+use rollcall_service::LoopBeat;
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    decide::{Finding, Judgement, Look, Verdict},
+    ears,
+    edge::{self, Answer, Ending},
+    effect,
+    facts::{Asked, Edge},
+    shared::Shared,
+    state::Looks,
+};
+
+/// Executions that are worked on at once; a hung agent holds its own executions' places for a terminate's timeout.
+pub const WORK_MAX: usize = 4096;
+/// Looks and requests for one judgement: every kind once, an end asked for once more, and a recovery.
+const STEPS_MAX: usize = 10;
+/// Pause before work that failed (log or bus not reachable, lost a race) is tried again.
+const RETRY_MS: u64 = 500;
+/// The scheduler looks this often without being told.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
+
+/// Takes what is due and has it worked on, until shutdown; then waits for what is under way.
+pub async fn schedule(shared: Arc<Shared>, alive: LoopBeat, stop: CancellationToken) {
+    let permits = Arc::new(Semaphore::new(WORK_MAX));
+    let tasks = TaskTracker::new();
+    while !stop.is_cancelled() {
+        alive.beat();
+        // A place first, then the work.
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { break };
+        let (taken, next, now) = shared.with(|world, now| (world.take_due(now), world.due.next(), now));
+        let Some((id, attempt)) = taken else {
+            drop(permit);
+            let pause = next.map_or(IDLE_LOOK, |at| Duration::from_millis(at.since_ms(now)).min(IDLE_LOOK));
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = shared.wake.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+            crate::sentry::errands(&shared, &tasks).await;
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tasks.spawn(async move {
+            let _permit = permit;
+            let (judgement, retry_at) = match isolation::catch(work(&shared, &id)).await {
+                Ok(Ok(judgement)) => (judgement, None),
+                Ok(Err(reason)) => (None, Some(failed(&shared, &id, reason))),
+                Err(panic) => (None, Some(failed(&shared, &id, format!("panic: {panic}")))),
+            };
+            shared.with(|world, now| world.landed((&id, attempt), judgement, retry_at, now));
+        });
+    }
+    tasks.close();
+    // Bounded by the drain timeout of the process; whatever is cut is done by the next start.
+    tasks.wait().await;
+}
+
+fn failed(shared: &Shared, id: &ExecutionId, reason: String) -> Timestamp {
+    tracing::warn!(execution_id = %id, reason, "could not be worked on now, again in a moment");
+    shared.with(|world, now| {
+        world.counters.failed += 1;
+        if let Some(trouble) = world.troubles.get_mut(id) {
+            trouble.last_error = Some(reason);
+        }
+        now.plus_ms(RETRY_MS)
+    })
+}
+
+/// Who holds the attempt that is worked on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Holder {
+    attempt: u32,
+    agent: AgentId,
+    instance: InstanceId,
+    interval_ms: u64,
+}
+
+/// Judges, fetches what the judgement asks for, and judges again, until there is nothing to do now. Returns the last
+/// judgement, `None` when it was recovered or something else happened to it.
+async fn work(shared: &Shared, id: &ExecutionId) -> Result<Option<Judgement>, String> {
+    let mut looks = Looks::default();
+    let mut first: Option<(u32, InstanceId)> = None;
+    for _ in 0..STEPS_MAX {
+        let judged = shared.with(|world, now| {
+            let held = world.executions.get(id)?.holder()?.clone();
+            let (judgement, facts) = world.judge(id, &looks, now)?;
+            let holder = Holder {
+                attempt: held.number,
+                agent: held.agent_id,
+                instance: held.instance_id,
+                interval_ms: facts.channel.interval_ms,
+            };
+            Some((judgement, holder))
+        });
+        let Some((judgement, holder)) = judged else { return Ok(None) };
+        // What was looked up for another attempt says nothing about this one.
+        let key = (holder.attempt, holder.instance.clone());
+        if first.get_or_insert_with(|| key.clone()) != &key {
+            return Ok(None);
+        }
+        match judgement.verdict {
+            Verdict::Leave | Verdict::WaitUntil(_) | Verdict::Postpone(_) => return Ok(Some(judgement)),
+            Verdict::Look(look) => fetch(shared, id, &holder, look, &mut looks).await?,
+            Verdict::Terminate(reason) => {
+                end(shared, id, &holder, reason).await;
+                looks.waiting = crate::facts::Waiting::Unasked;
+            }
+            Verdict::Recover(_) => return recover(shared, id, &looks).await.map(|()| None),
+        }
+    }
+    Err(format!("no decision after {STEPS_MAX} looks"))
+}
+
+async fn fetch(
+    shared: &Shared,
+    id: &ExecutionId,
+    holder: &Holder,
+    look: Look,
+    looks: &mut Looks,
+) -> Result<(), String> {
+    match look {
+        Look::Canary => {
+            if !ears::canary(shared).await {
+                return Err("our own message did not come back through the bus".to_owned());
+            }
+            looks.canary = true;
+        }
+        Look::Report => {
+            let subject = shared.subjects.report(&holder.agent, id);
+            let last = shared.reports.last(&subject).await.map_err(|error| error.to_string())?;
+            let last = last.and_then(|entry| Report::read(&entry.bytes).ok());
+            looks.waiting =
+                effect::waiting(holder.attempt, last.map(|report| (report.attempt, report.outcome)));
+        }
+        Look::Turn => shared.with(|world, now| world.take_turn(id, now)),
+        Look::Instance => looks.edge = look_at_instance(shared, id, holder).await,
+    }
+    Ok(())
+}
+
+async fn look_at_instance(shared: &Shared, id: &ExecutionId, holder: &Holder) -> Edge {
+    let lists = match edge::look(shared, &holder.agent, &holder.instance).await {
+        Answer::Holds(claims) => {
+            claims.iter().any(|claim| claim.id == *id && claim.attempt == holder.attempt)
+        }
+        Answer::HoldsAnyAttempt(ids) => ids.contains(id),
+        Answer::NoResponders => return Edge::NoResponders,
+        Answer::None(reason) => {
+            tracing::debug!(execution_id = %id, agent_id = %holder.agent, reason, "asked, not answered");
+            return Edge::NoAnswer;
+        }
+        Answer::Void => return Edge::Void,
+    };
+    shared.with(|world, now| {
+        if lists {
+            world.note_full_answer(id);
+            Edge::Lists
+        } else {
+            Edge::ListsNot { times: world.note_empty_answer(id, holder.interval_ms, now) }
+        }
+    })
+}
+
+async fn end(shared: &Shared, id: &ExecutionId, holder: &Holder, reason: RecoveryReason) {
+    tracing::info!(execution_id = %id, agent_id = %holder.agent, attempt = holder.attempt,
+        reason = reason.as_str(), "asking its agent to end it");
+    let ending =
+        edge::terminate(shared, &holder.agent, &holder.instance, id, holder.attempt, reason.as_str()).await;
+    let (asked, outcome, error) = match ending {
+        Ending::Confirmed => (Some(Asked::Confirmed), "confirmed", None),
+        Ending::NotRunning => (Some(Asked::NotRunning), "not_running", None),
+        Ending::Unconfirmed(why) => (None, "unconfirmed", Some(why)),
+    };
+    metrics::counter!("rollcall_terminations_total", "reason" => reason.as_str(), "outcome" => outcome)
+        .increment(1);
+    if let Some(error) = &error {
+        tracing::warn!(execution_id = %id, agent_id = %holder.agent, error, "its end is not confirmed");
+    }
+    shared.with(|world, now| {
+        if asked.is_none() {
+            world.counters.failed += 1;
+        }
+        world.note_asked(id, asked, now);
+        if let Some(trouble) = world.troubles.get_mut(id) {
+            trouble.last_error = error;
+        }
+    });
+}
+
+/// The verdict once more on what is known now, and its append on exactly that.
+async fn recover(shared: &Shared, id: &ExecutionId, looks: &Looks) -> Result<(), String> {
+    let decided = shared.with(|world, now| {
+        let execution = world.executions.get(id)?;
+        let held = execution.holder()?;
+        let (judgement, facts) = world.judge(id, looks, now)?;
+        let Verdict::Recover(finding) = judgement.verdict else { return None };
+        let entry = world.agents.get(&held.agent_id);
+        let evidence = effect::evidence(&facts, &world.config.limits, entry, now);
+        let loss = effect::loss(execution, held, &finding, &facts, evidence, now);
+        let detected_after_ms = loss.detected_after_ms;
+        let event = execution.lose(loss).ok()?;
+        Some((event, execution.seq, finding, detected_after_ms, now))
+    });
+    // Judged otherwise by now: it is settled anew.
+    let Some((event, expected, finding, detected_after_ms, now)) = decided else { return Ok(()) };
+    let subject = shared.subjects.execution_event(id);
+    match shared.append(&subject, id.as_str(), event.clone().into(), expected, now).await {
+        Ok(Append::Appended { .. }) => {
+            shared.with(|world, _| world.counters.recovered += 1);
+            report(id, &event, &finding, detected_after_ms);
+            Ok(())
+        }
+        Ok(Append::Conflict { winner_seq }) => {
+            tracing::info!(execution_id = %id, expected, ?winner_seq, "something happened to it first, judged anew");
+            shared.with(|world, _| world.counters.conflicts += 1);
+            crate::follow::refresh(shared, id).await.map(|_| ()).map_err(|error| error.to_string())
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn report(id: &ExecutionId, event: &ExecutionEvent, finding: &Finding, detected_after_ms: u64) {
+    let reason = finding.reason.as_str();
+    let action = match event {
+        ExecutionEvent::Recovered(recovered) => recovered.action.as_str(),
+        _ => "cancelled",
+    };
+    metrics::counter!("rollcall_recoveries_total", "reason" => reason, "action" => action).increment(1);
+    // Milliseconds up to years fit a double exactly.
+    #[allow(clippy::cast_precision_loss)]
+    metrics::histogram!("rollcall_detection_ms", "reason" => reason).record(detected_after_ms as f64);
+    tracing::warn!(execution_id = %id, attempt = event.attempt(), reason, action, detected_after_ms, "recovered");
+}

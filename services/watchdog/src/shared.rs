@@ -1,0 +1,120 @@
+//! What the tasks of the service share: the world behind a lock that is never held across an await, and the bus.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use rollcall_core::{
+    Clock, Prefix, Timestamp,
+    event::{Event, EventBody, SystemEvent, SystemEventKind},
+    subject::Subjects,
+    time::SystemClock,
+};
+use rollcall_nats::{Append, AppendError, Bus, EventLog, Reports};
+use rollcall_service::Settings;
+use tokio::sync::Notify;
+
+use crate::{ears::Ears, registry::Registries, report::Ledger, state::World};
+
+/// Shared by all tasks.
+pub struct Shared {
+    world: Mutex<World>,
+    /// The scheduler waits on it.
+    pub wake: Notify,
+    /// The connection.
+    pub bus: Bus,
+    /// The event log.
+    pub log: EventLog,
+    /// The report stream.
+    pub reports: Reports,
+    /// The subject table.
+    pub subjects: Subjects,
+    /// The time.
+    pub clock: Arc<SystemClock>,
+    /// `source` of our events.
+    pub source: String,
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// Heartbeats and canary.
+    pub ears: Ears,
+    /// Registries over HTTP.
+    pub registries: Registries,
+    /// Cycles and their reports.
+    pub ledger: Ledger,
+}
+
+impl Shared {
+    /// Everything, before any task runs.
+    pub fn new(bus: &Bus, settings: Arc<Settings>, source: String, prefix: Prefix) -> Arc<Self> {
+        Arc::new(Self {
+            world: Mutex::new(World::new(settings.as_ref().into())),
+            wake: Notify::new(),
+            bus: bus.clone(),
+            log: EventLog::new(bus),
+            reports: Reports::new(bus),
+            subjects: Subjects::new(prefix),
+            clock: Arc::new(SystemClock::new()),
+            source,
+            ears: Ears::default(),
+            registries: Registries::new(&settings.allow_cidrs),
+            ledger: Ledger::default(),
+            settings,
+        })
+    }
+
+    /// The present instant.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Looks at or changes the world; wakes the scheduler if something became due.
+    pub fn with<R>(&self, act: impl FnOnce(&mut World, Timestamp) -> R) -> R {
+        // A panic inside leaves single values behind, no broken structure: the world goes on.
+        let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = act(&mut world, self.clock.now());
+        let woken = std::mem::take(&mut world.woken);
+        drop(world);
+        if woken {
+            self.wake.notify_one();
+        }
+        result
+    }
+
+    /// Appends one event and folds it in at once.
+    ///
+    /// # Errors
+    /// See [`AppendError`].
+    pub async fn append(
+        &self,
+        subject: &str,
+        about: &str,
+        body: EventBody,
+        expected: u64,
+        now: Timestamp,
+    ) -> Result<Append, AppendError> {
+        let id = uuid::Uuid::now_v7();
+        let event = Event { id, source: self.source.clone(), subject: about.to_owned(), time: now, body };
+        let bytes = Bytes::from(event.encode());
+        let appended = self.log.append(subject, &id.to_string(), bytes.clone(), expected).await?;
+        if let Append::Appended { seq } = appended {
+            let applied = self.with(|world, now| world.apply(&self.subjects, subject, seq, &bytes, now));
+            if let Err(error) = applied {
+                tracing::error!(%error, subject, seq, "our own event does not fit what we know");
+            }
+        }
+        Ok(appended)
+    }
+
+    /// Appends an event about this service. A conflict means that another replica spoke first.
+    pub async fn say(&self, kind: SystemEventKind, data: serde_json::Value) {
+        let (expected, now) = self.with(|world, now| (world.system_seq, now));
+        let subject = self.subjects.system_event(crate::SERVICE);
+        let body = SystemEvent { kind, data };
+        match self.append(&subject, crate::SERVICE, body.into(), expected, now).await {
+            Ok(Append::Appended { .. }) => tracing::warn!(event = kind.as_str(), "system event"),
+            Ok(Append::Conflict { .. }) => {
+                tracing::debug!(event = kind.as_str(), "another replica spoke first");
+            }
+            Err(error) => tracing::warn!(event = kind.as_str(), %error, "system event not appended"),
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Hearing the agents: heartbeats, and the answers of registries.
+
+use std::collections::{HashMap, HashSet};
+
+use rollcall_core::{
+    AgentId, ExecutionId, InstanceId, Timestamp,
+    event::RecoveryReason,
+    execution::Execution,
+    wire::{Heartbeat, OwnedClaim},
+};
+
+use super::{AgentEntry, Ended, INSTANCES_MAX, World};
+use crate::{
+    claims::{Claims, Expectation},
+    zombie::Known,
+};
+
+impl AgentEntry {
+    /// Where the lists of this instance are, made if it is new.
+    pub(super) fn place_of(&mut self, instance: &InstanceId) -> usize {
+        if let Some(at) = self.claims.iter().position(|c| c.instance == *instance) {
+            return at;
+        }
+        self.make_room();
+        self.claims.push(Claims::new(instance.clone()));
+        self.claims.len() - 1
+    }
+
+    /// Forgets the instance that was heard of longest ago, if there are too many.
+    fn make_room(&mut self) {
+        if self.claims.len() < INSTANCES_MAX {
+            return;
+        }
+        let current = self.agent.instance_id.clone();
+        let oldest = self
+            .claims
+            .iter()
+            .enumerate()
+            .filter(|(_, claims)| Some(&claims.instance) != current.as_ref())
+            .min_by_key(|(_, claims)| claims.listed_at)
+            .map(|(at, _)| at);
+        if let Some(at) = oldest {
+            self.claims.swap_remove(at);
+        }
+    }
+}
+
+/// What the log expects of one instance.
+struct Expected<'a> {
+    executions: &'a HashMap<ExecutionId, Execution>,
+    ended: &'a Ended,
+    held: &'a HashSet<ExecutionId>,
+    agent: &'a AgentId,
+    instance: &'a InstanceId,
+    grace_ms: u64,
+}
+
+impl Expectation for Expected<'_> {
+    fn held(&self) -> impl Iterator<Item = (&ExecutionId, u32, Timestamp)> {
+        self.held.iter().filter_map(|id| {
+            let held = self.executions.get(id)?.holder()?;
+            (held.instance_id == *self.instance && held.agent_id == *self.agent)
+                .then(|| (id, held.number, held.dispatched_at.plus_ms(self.grace_ms)))
+        })
+    }
+
+    fn holds(&self, id: &ExecutionId, attempt: u32) -> bool {
+        self.executions.get(id).and_then(Execution::holder).is_some_and(|held| {
+            held.number == attempt && held.instance_id == *self.instance && held.agent_id == *self.agent
+        })
+    }
+
+    fn known(&self, id: &ExecutionId, attempt: u32) -> Known {
+        // An attempt above the last that we know of is news that has not reached us yet.
+        let last =
+            self.executions.get(id).map(|e| e.attempt).or_else(|| self.ended.get(id).map(|n| n.attempt));
+        match last {
+            Some(last) if attempt <= last => Known::NotTheirs,
+            _ => Known::Unread,
+        }
+    }
+}
+
+impl World {
+    /// One heartbeat of `agent` (the subject's token).
+    pub fn beat(&mut self, agent: &str, beat: &Heartbeat<'_>, now: Timestamp) {
+        // Agents that the log does not know are the prober's business; their next heartbeat will find them known.
+        let Some(entry) = self.agents.get_mut(agent) else {
+            self.counters.beats_ignored += 1;
+            return;
+        };
+        let at = match entry.claims.iter().position(|c| c.instance.as_str() == beat.instance_id) {
+            Some(at) => at,
+            None => {
+                let Ok(instance) = beat.instance() else { return };
+                entry.place_of(&instance)
+            }
+        };
+        let registry = entry.agent.control().is_some();
+        let Some(claims) = entry.claims.get_mut(at) else { return };
+        if !claims.beat(beat, now) {
+            self.counters.beats_ignored += 1;
+            return;
+        }
+        self.counters.beats += 1;
+        // With `control` the registry replaces the list.
+        if registry || claims.list_again(&beat.executions, now) {
+            return;
+        }
+        let mut owned = Vec::with_capacity(beat.executions.len());
+        for claim in &beat.executions {
+            // Checked when the heartbeat was read.
+            if let Ok(id) = ExecutionId::new(&claim.id) {
+                owned.push(OwnedClaim { id, attempt: claim.attempt, progress: claim.progress });
+            }
+        }
+        self.compare(agent, at, &owned, now);
+    }
+
+    /// The answer of the registry of an agent with `control`: its list, and a sign of life. A registry names neither
+    /// attempts nor instances: it speaks for every instance that holds something by the log, and for the current one.
+    pub fn registry(
+        &mut self,
+        agent: &AgentId,
+        ids: &HashSet<ExecutionId>,
+        interval_ms: u64,
+        now: Timestamp,
+    ) {
+        let Some(entry) = self.agents.get_mut(agent) else { return };
+        let holder = |id: &ExecutionId| self.executions.get(id).and_then(Execution::holder);
+        let mut lists: HashMap<InstanceId, Vec<OwnedClaim>> = HashMap::new();
+        for held in entry.held.iter().filter_map(holder) {
+            lists.entry(held.instance_id.clone()).or_default();
+        }
+        if let Some(current) = &entry.agent.instance_id {
+            lists.entry(current.clone()).or_default();
+        }
+        for id in ids {
+            let held = holder(id).filter(|held| held.agent_id == *agent);
+            let (instance, attempt) = match held {
+                Some(held) => (Some(held.instance_id.clone()), held.number),
+                None => (entry.agent.instance_id.clone(), 0),
+            };
+            if let Some(list) = instance.and_then(|instance| lists.get_mut(&instance)) {
+                list.push(OwnedClaim { id: id.clone(), attempt, progress: None });
+            }
+        }
+        for (instance, list) in lists {
+            let Some(entry) = self.agents.get_mut(agent) else { return };
+            let at = entry.place_of(&instance);
+            if let Some(claims) = entry.claims.get_mut(at) {
+                claims.last_at = Some(now);
+                claims.interval_ms = Some(interval_ms);
+                claims.answered = true;
+            }
+            self.compare(agent.as_str(), at, &list, now);
+        }
+    }
+
+    fn compare(&mut self, agent: &str, at: usize, owned: &[OwnedClaim], now: Timestamp) {
+        let grace_ms = self.config.limits.dispatch_grace_ms;
+        let Some(entry) = self.agents.get_mut(agent) else { return };
+        let AgentEntry { agent: known, held, claims } = entry;
+        let Some(claims) = claims.get_mut(at) else { return };
+        let instance = claims.instance.clone();
+        let expected = Expected {
+            executions: &self.executions,
+            ended: &self.ended,
+            held,
+            agent: &known.id,
+            instance: &instance,
+            grace_ms,
+        };
+        let odd = claims.list(owned, &expected, now);
+        let agent = known.id.clone();
+        for (id, attempt) in &odd.new_extras {
+            if self.was_recovered_from(&agent, id, *attempt) {
+                self.counters.heard_again += 1;
+                metrics::counter!("rollcall_recovered_then_heard_total").increment(1);
+                tracing::warn!(execution_id = %id, attempt, agent_id = %agent,
+                    "an execution that was recovered for the silence of its agent is listed by that agent again");
+            }
+        }
+        for id in &odd.missing {
+            self.settle(id, now);
+        }
+        if odd.extras_due && self.zombies_due.insert((agent, instance)) {
+            self.woken = true;
+        }
+    }
+
+    /// Whether this attempt was taken from this agent because of silence or a restart: hearing of it again says that
+    /// the verdict was wrong.
+    fn was_recovered_from(&self, agent: &AgentId, id: &ExecutionId, attempt: u32) -> bool {
+        let silence = |reason: RecoveryReason| {
+            matches!(
+                reason,
+                RecoveryReason::AgentLost | RecoveryReason::AgentRestarted | RecoveryReason::AgentGone
+            )
+        };
+        if let Some(execution) = self.executions.get(id) {
+            return execution
+                .attempt_numbered(attempt)
+                .is_some_and(|a| a.agent_id == *agent && a.recovered.is_some_and(silence));
+        }
+        self.ended.get(id).is_some_and(|note| {
+            note.attempt == attempt
+                && note.agent_id.as_ref() == Some(agent)
+                && note.recovered.is_some_and(silence)
+        })
+    }
+}

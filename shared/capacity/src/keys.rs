@@ -1,0 +1,11 @@
+//! The names of the keys. The scripts derive a pool's other keys from its `meta` key.
+
+/// `<prefix>:{<pool>}:meta`.
+pub(crate) fn meta(prefix: &str, pool: &str) -> String {
+    format!("{prefix}:{{{pool}}}:meta")
+}
+
+/// The set of all pools, outside of any pool's hash tag.
+pub(crate) fn pools(prefix: &str) -> String {
+    format!("{prefix}:pools")
+}

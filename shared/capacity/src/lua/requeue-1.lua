@@ -1,0 +1,55 @@
+-- The old hold goes, the new one waits at the head of its priority, and free slots are filled.
+--
+-- Input   KEYS 1: meta. ARGV [5] old member, [6] new member, [7] agent of the queue ('' the pool's), [8] priority,
+--         [9] agent that is held back ('' none).
+-- Output  released 0|1, dequeued 0|1, queued 0|1, {member, agent, ...} promoted
+local old, new, target, refuser = ARGV[5], ARGV[6], ARGV[7], ARGV[9]
+local promoted = {}
+
+if old == new then
+  -- A repetition finds the hold waiting, or with a slot on an agent that did not refuse it.
+  local at = call('HGET', where_key, old)
+  local waits = at and string.sub(at, 1, 1) ~= 's'
+  if waits or (at and refuser ~= '' and at ~= 's' .. refuser) then
+    return finish(false, { 0, 0, 0, 0, 0, promoted })
+  end
+end
+
+local kind, freed = withdraw(old)
+local placed = call('HEXISTS', where_key, new) == 1
+if not kind and placed then
+  return finish(false, { 0, 0, 0, 0, 0, promoted })
+end
+
+if not placed then
+  if refuser ~= '' then
+    call('ZADD', agents_key, 0, refuser)
+    call('HSET', base .. 'agent:' .. refuser, 'held_back', '1')
+    call('ZREM', free_key, refuser)
+  end
+  if target ~= '' then
+    call('ZADD', agents_key, 0, target)
+    call('ZADD', queue_of(target), score(tonumber(ARGV[8]), head), new)
+    call('HSET', where_key, new, 'q' .. target)
+  else
+    call('ZADD', pool_queue, score(tonumber(ARGV[8]), head), new)
+    call('HSET', where_key, new, 'p')
+  end
+  head = head - 1
+end
+
+if kind == 's' then
+  local agent = agent_of(freed)
+  fill(agent, 1, promoted)
+  note_free(agent)
+end
+-- Still waiting: any other free slot it could take.
+if not placed and string.sub(call('HGET', where_key, new), 1, 1) ~= 's' then
+  if target ~= '' then
+    local agent = agent_of(target)
+    if fill(agent, 1, promoted) > 0 then note_free(agent) end
+  else
+    fill_pool(1, promoted)
+  end
+end
+return finish(true, { 0, 0, kind == 's' and 1 or 0, kind == 'q' and 1 or 0, placed and 0 or 1, promoted })

@@ -1,0 +1,276 @@
+//! Heartbeats, read without copying: this is the hottest path of the fleet.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{CAPACITY_MAX, DURATION_MS_MAX, HEARTBEAT_BYTES_MAX, INTERVAL_MS};
+use crate::{
+    ids::{ExecutionId, InstanceId, InvalidId, Pool, is_valid_id},
+    time::Timestamp,
+    wire::{ApiError, Goodbye},
+};
+
+/// What an agent says about its own state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentState {
+    /// Takes work.
+    Ready,
+    /// Saturated, and alive.
+    Busy,
+    /// Finishes what it has and takes nothing more.
+    Draining,
+    /// The last heartbeat of this instance.
+    Gone,
+}
+
+impl AgentState {
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Busy => "busy",
+            Self::Draining => "draining",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// An execution that an agent holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Claim<'a> {
+    /// The execution.
+    #[serde(borrow)]
+    pub id: Cow<'a, str>,
+    /// The attempt.
+    pub attempt: u32,
+    /// Rises as work advances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<f64>,
+}
+
+/// A heartbeat as it came, its identifiers checked by [`Heartbeat::read`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Heartbeat<'a> {
+    /// The process start it comes from.
+    #[serde(borrow)]
+    pub instance_id: Cow<'a, str>,
+    /// Rises with every heartbeat of the instance.
+    pub seq: u64,
+    /// What the agent says of itself.
+    pub state: AgentState,
+    /// Executions it can hold at once.
+    pub capacity: u32,
+    /// Everything it holds.
+    #[serde(borrow)]
+    pub executions: Vec<Claim<'a>>,
+    /// When to expect the next one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
+    /// Its pool.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Cow<'a, str>>,
+    /// Its default execution timeout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Why it drains or goes.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Cow<'a, str>>,
+    /// Its version.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Cow<'a, str>>,
+    /// Its labels, not looked into until they change.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<&'a RawValue>,
+    /// Its probe, not looked into until it changes.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<&'a RawValue>,
+    /// Its control endpoint, not looked into until it changes.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub control: Option<&'a RawValue>,
+    /// When it was sent, by the agent's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_at: Option<Timestamp>,
+}
+
+/// Where an agent can be probed or driven.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// `http`, `tcp`, `nats`, `acp`, `a2a`, `mcp`, `grpc`.
+    pub kind: String,
+    /// Where.
+    #[serde(default, deserialize_with = "super::null_is_default")]
+    pub url: String,
+}
+
+/// The parts of a heartbeat that are compared by their bytes and parsed only when they differ.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Probe.
+    pub probe: Option<Endpoint>,
+    /// Control endpoint.
+    pub control: Option<Endpoint>,
+}
+
+impl<'a> Heartbeat<'a> {
+    /// Reads a heartbeat and checks everything that the contract bounds.
+    pub fn read(bytes: &'a [u8]) -> Result<Self, ApiError> {
+        if bytes.len() > HEARTBEAT_BYTES_MAX {
+            return Err(ApiError::too_large("heartbeat", bytes.len(), HEARTBEAT_BYTES_MAX));
+        }
+        let beat: Self = serde_json::from_slice(bytes).map_err(|e| ApiError::bad_json("heartbeat", &e))?;
+        let id = |field, text: &str| {
+            if is_valid_id(text) {
+                Ok(())
+            } else {
+                Err(InvalidId { field, shown: text.chars().take(80).collect() })
+            }
+        };
+        id("instance_id", &beat.instance_id)?;
+        if let Some(pool) = &beat.pool {
+            id("pool", pool)?;
+        }
+        for claim in &beat.executions {
+            id("execution_id", &claim.id)?;
+        }
+        if beat.capacity > CAPACITY_MAX {
+            return Err(ApiError::bad_request(format!(
+                "capacity is {}, at most {CAPACITY_MAX}",
+                beat.capacity
+            )));
+        }
+        if let Some(interval) = beat.interval_ms.filter(|i| !INTERVAL_MS.contains(i)) {
+            return Err(ApiError::bad_request(format!(
+                "interval_ms is {interval}, not within {}..{}",
+                INTERVAL_MS.start(),
+                INTERVAL_MS.end()
+            )));
+        }
+        if let Some(timeout) = beat.timeout_ms.filter(|t| *t == 0 || *t > DURATION_MS_MAX) {
+            return Err(ApiError::bad_request(format!(
+                "timeout_ms is {timeout}, not within 1..{DURATION_MS_MAX}"
+            )));
+        }
+        Ok(beat)
+    }
+
+    /// The instance, as the identifier [`Heartbeat::read`] found it to be.
+    pub fn instance(&self) -> Result<InstanceId, InvalidId> {
+        InstanceId::new(&self.instance_id)
+    }
+
+    /// The pool it names, or the default one.
+    pub fn pool_or_default(&self) -> Result<Pool, InvalidId> {
+        self.pool.as_ref().map_or_else(|| Ok(Pool::default()), |pool| Pool::new(pool))
+    }
+
+    /// Labels, probe and control, parsed.
+    pub fn extras(&self) -> Result<Extras, ApiError> {
+        fn part<'r, T: Deserialize<'r> + Default>(
+            name: &str,
+            raw: Option<&'r RawValue>,
+        ) -> Result<T, ApiError> {
+            raw.map_or_else(
+                || Ok(T::default()),
+                |raw| serde_json::from_str(raw.get()).map_err(|e| ApiError::bad_json(name, &e)),
+            )
+        }
+        Ok(Extras {
+            labels: part("labels", self.labels)?,
+            probe: part("probe", self.probe)?,
+            control: part("control", self.control)?,
+        })
+    }
+}
+
+/// The reply to a heartbeat that was sent as a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeartbeatReply {
+    /// The agent's status; `superseded` for an instance that no longer counts.
+    pub status: String,
+    /// The interval that the fleet expects of it.
+    pub interval_ms: u64,
+    /// The service's time.
+    pub server_time: Timestamp,
+    /// A goodbye that is due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goodbye: Option<Goodbye>,
+}
+
+/// A claim that outlives its heartbeat.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OwnedClaim {
+    /// The execution.
+    pub id: ExecutionId,
+    /// The attempt.
+    pub attempt: u32,
+    /// Rises as work advances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_heartbeat_is_enough_and_unknown_fields_are_ignored() {
+        let bytes =
+            br#"{"instance_id":"i","seq":1,"state":"ready","capacity":0,"executions":[],"x":{"y":[1]}}"#;
+        let beat = Heartbeat::read(bytes).unwrap();
+        assert_eq!((beat.seq, beat.capacity, beat.state), (1, 0, AgentState::Ready));
+        assert_eq!(beat.pool_or_default().unwrap().as_str(), "default");
+        assert_eq!(beat.extras().unwrap(), Extras::default());
+    }
+
+    #[test]
+    fn what_the_contract_bounds_is_refused_by_name() {
+        let cases = [
+            (
+                r#"{"instance_id":"i.j","seq":1,"state":"ready","capacity":1,"executions":[]}"#,
+                "invalid_id",
+                "instance_id",
+            ),
+            (
+                r#"{"instance_id":"i","seq":-1,"state":"ready","capacity":1,"executions":[]}"#,
+                "bad_request",
+                "-1",
+            ),
+            (
+                r#"{"instance_id":"i","seq":1,"state":"asleep","capacity":1,"executions":[]}"#,
+                "bad_request",
+                "asleep",
+            ),
+            (
+                r#"{"instance_id":"i","seq":1,"state":"ready","capacity":1025,"executions":[]}"#,
+                "bad_request",
+                "1025",
+            ),
+            (r#"{"instance_id":"i","seq":1,"state":"ready","capacity":1}"#, "bad_request", "executions"),
+            (
+                r#"{"instance_id":"i","seq":1,"state":"ready","capacity":1,"executions":[],"interval_ms":1}"#,
+                "bad_request",
+                "interval_ms",
+            ),
+            (
+                r#"{"instance_id":"i","seq":1,"state":"ready","capacity":1,"executions":[{"id":"*","attempt":1}]}"#,
+                "invalid_id",
+                "execution_id",
+            ),
+            ("[]", "bad_request", "heartbeat"),
+            ("not json", "bad_request", "heartbeat"),
+        ];
+        for (text, code, names) in cases {
+            let error = Heartbeat::read(text.as_bytes()).expect_err(text);
+            assert_eq!(error.code.as_str(), code, "{text}: {error}");
+            assert!(error.message.contains(names), "{text}: {error}");
+        }
+        let big = vec![b' '; HEARTBEAT_BYTES_MAX + 1];
+        assert_eq!(Heartbeat::read(&big).unwrap_err().code.as_str(), "too_large");
+    }
+}

@@ -1,0 +1,138 @@
+//! What the fleet asks of an agent, and what the agent answers.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{AgentState, OwnedClaim};
+use crate::{
+    ids::{ExecutionId, InstanceId},
+    time::Timestamp,
+};
+
+/// Take this execution.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DispatchRequest {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// The attempt.
+    pub attempt: u32,
+    /// How long it may run.
+    pub timeout_ms: u64,
+    /// When its time is up, by the fleet's clock.
+    pub deadline: Timestamp,
+    /// What the submitter handed in, its bytes untouched.
+    pub input: Box<RawValue>,
+    /// Where an earlier attempt had got to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Box<RawValue>>,
+}
+
+/// The answer to a dispatch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DispatchReply {
+    /// It is taken, and listed from now on.
+    pub accepted: bool,
+    /// Why not: `draining`, `at_capacity`, `unsupported` ...
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// End this execution.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminateRequest {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// The attempt.
+    pub attempt: u32,
+    /// Why: `timed_out`, `stalled`, `cancelled`, `zombie` ...
+    pub reason: String,
+    /// Time between asking it to end and killing it.
+    pub grace_ms: u64,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TerminateState {
+    /// The work is dead.
+    Terminated,
+    /// It was not running here.
+    NotRunning,
+    /// It lives.
+    StillRunning,
+}
+
+/// The answer to a terminate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminateReply {
+    /// What became of it.
+    pub state: TerminateState,
+}
+
+/// Why an instance is told goodbye.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GoodbyeReason {
+    /// A newer instance of the same agent is there.
+    Superseded,
+    /// It beats and does nothing that it was given.
+    ActivityTimeout,
+    /// An operator wants it.
+    Operator,
+    /// The agent is being drained.
+    Drain,
+    /// Start again.
+    Restart,
+}
+
+/// What is to become of the work in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InFlight {
+    /// Finish it until the deadline, then return it.
+    #[default]
+    Finish,
+    /// Return it now.
+    Return,
+    /// End it now.
+    Abort,
+}
+
+/// Shut down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goodbye {
+    /// Why.
+    pub reason: GoodbyeReason,
+    /// How long the drain may take.
+    pub deadline_ms: u64,
+    /// What is to become of the work in flight.
+    #[serde(default)]
+    pub in_flight: InFlight,
+}
+
+/// The answer to a goodbye.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoodbyeReply {
+    /// It is heard.
+    pub ok: bool,
+}
+
+/// The answer to `executions`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExecutionsReply {
+    /// Who answers.
+    pub instance_id: InstanceId,
+    /// The seq of its latest heartbeat.
+    pub seq: u64,
+    /// Everything it holds.
+    pub executions: Vec<OwnedClaim>,
+}
+
+/// The answer to `ping`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PingReply {
+    /// Who answers.
+    pub instance_id: InstanceId,
+    /// What it says of itself.
+    pub state: AgentState,
+}

@@ -1,0 +1,244 @@
+//! The auditor of the stories: reads the whole log and Redis, and checks invariants 1 to 5 of the design without any
+//! of the services' own folding code.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use rollcall_capacity::{Capacity, Place, RedisCapacity};
+use serde_json::Value;
+
+use crate::{fleet::Fleet, wait::until};
+
+/// How long Redis may take to agree with the log after a story: the services' audits repair within this.
+const AGREE_WITHIN: Duration = Duration::from_secs(30);
+
+const TERMINAL: [&str; 5] = ["completed", "failed", "cancelled", "expired", "quarantined"];
+
+/// What the log says of one execution, as far as the invariants go.
+#[derive(Debug, Default, Clone)]
+struct Seen {
+    /// `queued`, `held`, or a terminal state.
+    state: String,
+    attempt: u64,
+    agent: String,
+    pool: String,
+    recovered: BTreeSet<u64>,
+    last_dispatched: u64,
+    cancelled: bool,
+}
+
+#[derive(Debug, Default)]
+struct Ledger {
+    executions: BTreeMap<String, Seen>,
+    capacity: BTreeMap<String, u64>,
+    pools: BTreeMap<String, String>,
+    held: BTreeMap<String, BTreeSet<String>>,
+    faults: Vec<String>,
+}
+
+impl Fleet {
+    /// Checks everything that must hold after any story.
+    ///
+    /// # Panics
+    /// When something does not, naming all of it.
+    pub async fn audit(&self) {
+        let ledger = self.read_ledger().await;
+        assert!(ledger.faults.is_empty(), "the log breaks invariants:\n{}", ledger.faults.join("\n"));
+        until("redis to agree with the log", AGREE_WITHIN, || async {
+            let ledger = self.read_ledger().await;
+            let disagreements = self.compare_with_redis(&ledger).await;
+            if disagreements.is_empty() { Ok(()) } else { Err(disagreements) }
+        })
+        .await;
+    }
+
+    async fn read_ledger(&self) -> Ledger {
+        let mut ledger = Ledger::default();
+        let mut after = 0;
+        loop {
+            let page =
+                until("a page of the log", AGREE_WITHIN, || self.log.read_range(after, 1000, &[])).await;
+            for entry in &page.entries {
+                let event: Value = serde_json::from_slice(&entry.bytes).unwrap_or(Value::Null);
+                ledger.take(entry.seq, &event);
+            }
+            after = page.next_after;
+            if !page.more {
+                return ledger;
+            }
+        }
+    }
+
+    async fn compare_with_redis(&self, ledger: &Ledger) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let redis = match RedisCapacity::connect(&self.redis.url(), "rollcall").await {
+            Ok(redis) => redis,
+            Err(error) => return vec![error.to_string()],
+        };
+        let mut pools: BTreeSet<String> = ledger.pools.values().cloned().collect();
+        pools.extend(ledger.executions.values().map(|e| e.pool.clone()));
+        let mut found: BTreeMap<String, (String, Place)> = BTreeMap::new();
+        for pool in &pools {
+            let mut from = None;
+            loop {
+                match redis.scan(pool, from).await {
+                    Ok(page) => {
+                        for placed in page.holds {
+                            let member = placed.hold.member();
+                            if let Some((other, _)) = found.get(&member).filter(|(p, _)| p != pool) {
+                                wrong.push(format!("{member} is in pools {other} and {pool}"));
+                            }
+                            found.insert(member, (pool.clone(), placed.place));
+                        }
+                        match page.next {
+                            Some(next) => from = Some(next),
+                            None => break,
+                        }
+                    }
+                    // A pool that no work and no agent ever touched is not there.
+                    Err(_) if !ledger.uses(pool) => break,
+                    Err(error) => {
+                        wrong.push(format!("pool {pool}: {error}"));
+                        break;
+                    }
+                }
+            }
+        }
+        for (id, seen) in &ledger.executions {
+            let member = format!("{id}:{}", seen.attempt);
+            match (seen.state.as_str(), found.remove(&member)) {
+                ("held", Some((_, Place::Slot { agent, .. }))) if agent == seen.agent => {}
+                ("queued", Some((_, Place::Waiting(_)))) => {}
+                (state, None) if TERMINAL.contains(&state) => {}
+                (state, place) => {
+                    wrong.push(format!("{member} is {state} in the log and {place:?} in redis"))
+                }
+            }
+        }
+        wrong.extend(found.keys().map(|member| format!("{member} is in redis and not open in the log")));
+        wrong
+    }
+}
+
+impl Ledger {
+    fn uses(&self, pool: &str) -> bool {
+        self.pools.values().any(|p| p == pool)
+            || self.executions.values().any(|e| e.pool == pool && !TERMINAL.contains(&e.state.as_str()))
+    }
+
+    fn take(&mut self, seq: u64, event: &Value) {
+        let kind = event["type"].as_str().unwrap_or_default().trim_start_matches("rollcall.").to_owned();
+        let data = &event["data"];
+        match kind.split_once('.') {
+            Some(("agent", "registered" | "updated")) => {
+                let agent = text(&data["agent_id"]);
+                self.capacity.insert(agent.clone(), data["capacity"].as_u64().unwrap_or(0));
+                self.pools.insert(agent, text(&data["pool"]));
+            }
+            Some(("execution", what)) => self.execution(seq, what, data),
+            _ => {}
+        }
+    }
+
+    fn fault(&mut self, seq: u64, text: String) {
+        self.faults.push(format!("entry {seq}: {text}"));
+    }
+
+    fn execution(&mut self, seq: u64, what: &str, data: &Value) {
+        let id = text(&data["execution_id"]);
+        let attempt = data["attempt"].as_u64().unwrap_or(0);
+        if what == "submitted" {
+            let seen = Seen { state: "queued".into(), attempt, pool: text(&data["pool"]), ..Seen::default() };
+            if self.executions.insert(id.clone(), seen).is_some() {
+                self.fault(seq, format!("{id} submitted twice"));
+            }
+            return;
+        }
+        let Some(mut seen) = self.executions.get(&id).cloned() else {
+            self.fault(seq, format!("{what} of {id}, which was never submitted"));
+            return;
+        };
+        let terminal = TERMINAL.contains(&seen.state.as_str());
+        let late = what == "completed" && data["late"] == true;
+        // Invariant 2 and 5: a terminal state is final, but for one late completion and an operator's retry.
+        if terminal && what != "late_result" && what != "retried" && !late {
+            self.fault(seq, format!("{what} of {id} after it was {}", seen.state));
+        }
+        if seen.cancelled && what != "late_result" {
+            self.fault(seq, format!("{what} of {id} after it was cancelled"));
+        }
+        if late && !(seen.recovered.contains(&attempt) && seen.last_dispatched == attempt) {
+            self.fault(seq, format!("late completion of {id} attempt {attempt} that does not count"));
+        }
+        if !late && !matches!(what, "late_result" | "retried") && attempt != seen.attempt {
+            self.fault(seq, format!("{what} of {id} in attempt {attempt} while {} counts", seen.attempt));
+        }
+        match what {
+            "dispatched" => {
+                seen.state = "held".into();
+                seen.agent = text(&data["agent_id"]);
+                seen.last_dispatched = attempt;
+                self.grant(seq, &id, attempt, &seen.agent);
+            }
+            "queued" => {
+                self.release(&seen, &id);
+                seen.state = "queued".into();
+            }
+            "started" | "cancel_requested" | "late_result" => {}
+            "recovered" => {
+                self.release(&seen, &id);
+                // Invariant 3: one recovery an attempt.
+                if !seen.recovered.insert(attempt) {
+                    self.fault(seq, format!("{id} attempt {attempt} recovered twice"));
+                }
+                match data["action"].as_str() {
+                    Some("requeued") => {
+                        seen.state = "queued".into();
+                        seen.attempt = data["next_attempt"].as_u64().unwrap_or(0);
+                    }
+                    Some(action) => seen.state = action.to_owned(),
+                    None => self.fault(seq, format!("recovery of {id} without an action")),
+                }
+            }
+            "retried" => {
+                seen.state = "queued".into();
+                seen.attempt = attempt;
+            }
+            ended => {
+                self.release(&seen, &id);
+                seen.state = ended.to_owned();
+                seen.cancelled = ended == "cancelled";
+                seen.attempt = attempt;
+            }
+        }
+        self.executions.insert(id, seen);
+    }
+
+    /// Invariant 1: no grant at or above the capacity known at that moment.
+    fn grant(&mut self, seq: u64, id: &str, attempt: u64, agent: &str) {
+        let capacity = self.capacity.get(agent).copied().unwrap_or(0);
+        let held = self.held.entry(agent.to_owned()).or_default();
+        if held.len() as u64 >= capacity {
+            let text = format!(
+                "{id}:{attempt} granted on {agent}, which holds {} of {capacity}: {held:?}",
+                held.len()
+            );
+            held.insert(id.to_owned());
+            self.fault(seq, text);
+        } else {
+            held.insert(id.to_owned());
+        }
+    }
+
+    fn release(&mut self, seen: &Seen, id: &str) {
+        if let Some(held) = self.held.get_mut(&seen.agent) {
+            held.remove(id);
+        }
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,360 @@
+//! A whole fleet: nats-server, redis-server and the services, on ports the kernel picks.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rollcall_capacity::testing::RedisServer;
+use rollcall_core::{Prefix, subject::Subjects};
+use rollcall_nats::{Bus, EventLog, testing::NatsServer};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    process::{Process, binary},
+    wait::until,
+};
+
+/// How long anything may take that should happen soon, on two busy cores.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// What differs from an ordinary fleet.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Settings over the defaults of the stories.
+    pub env: Vec<(&'static str, String)>,
+    /// Processes of each service.
+    pub replicas: Vec<(&'static str, usize)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            env: Vec::new(),
+            replicas: vec![("health-prober", 1), ("dispatcher", 1), ("watchdog", 1), ("notifier", 1)],
+        }
+    }
+}
+
+impl Options {
+    /// With this setting.
+    #[must_use]
+    pub fn env(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.env.push((name, value.to_string()));
+        self
+    }
+
+    /// With so many processes of a service.
+    #[must_use]
+    pub fn replicas(mut self, service: &'static str, count: usize) -> Self {
+        self.replicas.retain(|(name, _)| *name != service);
+        self.replicas.push((service, count));
+        self
+    }
+}
+
+/// The stories' settings: a second where the defaults have five, and the rest scaled alike.
+const SCALED: [(&str, &str); 9] = [
+    ("ROLLCALL_HEARTBEAT_INTERVAL_MS", "1000"),
+    ("ROLLCALL_DISPATCH_GRACE_MS", "2000"),
+    ("ROLLCALL_LOST_AFTER_MS", "1000"),
+    ("ROLLCALL_TERMINATE_GRACE_MS", "1000"),
+    ("ROLLCALL_CYCLE_INTERVAL_MS", "2000"),
+    ("ROLLCALL_AUDIT_INTERVAL_MS", "2000"),
+    ("ROLLCALL_DEFAULT_TIMEOUT_MS", "600000"),
+    ("ROLLCALL_LOG", "info"),
+    ("ROLLCALL_LOG_FORMAT", "json"),
+];
+
+/// An error answer of the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiFailure {
+    /// Its code.
+    pub code: String,
+    /// Its message.
+    pub message: String,
+    /// Whether the error headers of the NATS services API were there.
+    pub headers: bool,
+}
+
+/// A running fleet.
+pub struct Fleet {
+    /// Service processes by name; the second of a service is `<name>-2`.
+    pub services: BTreeMap<String, Process>,
+    /// The bus's server.
+    pub nats: NatsServer,
+    /// The capacity's server.
+    pub redis: RedisServer,
+    /// A connection of the test's own.
+    pub bus: Bus,
+    /// The event log.
+    pub log: EventLog,
+    /// Subjects.
+    pub subjects: Subjects,
+    env: Vec<(String, String)>,
+    folder: TempDir,
+}
+
+impl Fleet {
+    /// An ordinary fleet, ready.
+    pub async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    /// A fleet, ready.
+    ///
+    /// # Panics
+    /// When a server or a service does not start: nothing can be tested then.
+    pub async fn start_with(options: Options) -> Self {
+        let nats = NatsServer::start().unwrap_or_else(|e| panic!("{e}"));
+        let redis = RedisServer::start();
+        let bus = nats.bus("rollcall").await;
+        let mut env: Vec<(String, String)> = SCALED.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
+        env.push(("ROLLCALL_NATS_URL".into(), nats.url()));
+        env.push(("ROLLCALL_REDIS_URL".into(), redis.url()));
+        env.push(("ROLLCALL_ADMIN_ADDR".into(), "127.0.0.1:0".into()));
+        env.push(("ROLLCALL_HTTP_ADDR".into(), "127.0.0.1:0".into()));
+        for (name, value) in &options.env {
+            env.retain(|(n, _)| n != name);
+            env.push(((*name).to_owned(), value.clone()));
+        }
+        let mut fleet = Self {
+            services: BTreeMap::new(),
+            log: EventLog::new(&bus),
+            bus,
+            nats,
+            redis,
+            subjects: Subjects::new(Prefix::default()),
+            env,
+            folder: TempDir::new().expect("a folder for the test"),
+        };
+        for (service, count) in &options.replicas {
+            for index in 1..=*count {
+                let name = if index == 1 { (*service).to_owned() } else { format!("{service}-{index}") };
+                fleet.start_service(&name, service);
+            }
+        }
+        fleet.ready().await;
+        fleet
+    }
+
+    fn start_service(&mut self, name: &str, service: &str) {
+        let process = Process::start(name, &binary(service), &[], &self.env, self.folder.path());
+        self.services.insert(name.to_owned(), process);
+    }
+
+    /// Starts another program with the fleet's environment, like `rollcall agent run`.
+    #[must_use]
+    pub fn program(&self, name: &str, program: &str, args: &[&str]) -> Process {
+        let args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
+        Process::start(name, &binary(program), &args, &self.env, self.folder.path())
+    }
+
+    /// The environment that programs get.
+    #[must_use]
+    pub fn env(&self) -> &[(String, String)] {
+        &self.env
+    }
+
+    /// A service process.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    pub fn service(&mut self, name: &str) -> &mut Process {
+        self.services.get_mut(name).unwrap_or_else(|| panic!("no service {name}"))
+    }
+
+    /// Kills a service and starts it again.
+    pub async fn crash(&mut self, name: &str) {
+        let process = self.service(name);
+        process.kill();
+        process.start_again();
+        self.ready().await;
+    }
+
+    /// Waits until every service says that it is ready.
+    pub async fn ready(&self) {
+        let names: Vec<&String> = self.services.keys().collect();
+        for name in names {
+            let what = format!("{name} to be ready");
+            until(&what, SOON, || async {
+                let address = self.admin_address(name).ok_or_else(|| "no admin address yet".to_owned())?;
+                let answer =
+                    reqwest::get(format!("http://{address}/readyz")).await.map_err(|e| e.to_string())?;
+                if answer.status().is_success() {
+                    Ok(())
+                } else {
+                    Err(answer.text().await.unwrap_or_default())
+                }
+            })
+            .await;
+        }
+    }
+
+    /// Where a service's admin pages are, from its log.
+    #[must_use]
+    pub fn admin_address(&self, name: &str) -> Option<String> {
+        logged_address(&self.services.get(name)?.output(), "admin pages")
+    }
+
+    /// Where the dashboard and the event streams are, from the notifier's log.
+    #[must_use]
+    pub fn http_address(&self) -> Option<String> {
+        logged_address(&self.services.get("notifier")?.output(), "dashboard and event streams")
+    }
+
+    /// Asks the API.
+    ///
+    /// # Errors
+    /// The API's error answer.
+    pub async fn api(&self, verb: &str, body: Value) -> Result<Value, ApiFailure> {
+        self.api_bytes(verb, body.to_string().into_bytes()).await
+    }
+
+    /// Asks the API with these very bytes.
+    ///
+    /// # Errors
+    /// The API's error answer.
+    pub async fn api_bytes(&self, verb: &str, body: Vec<u8>) -> Result<Value, ApiFailure> {
+        let failure = |code: &str, message: String| ApiFailure { code: code.into(), message, headers: false };
+        let reply = self
+            .bus
+            .request(self.subjects.api(verb), Bytes::from(body), Duration::from_secs(10))
+            .await
+            .map_err(|e| failure("transport", e.to_string()))?;
+        let value: Value =
+            serde_json::from_slice(&reply.payload).map_err(|e| failure("not_json", e.to_string()))?;
+        match value.get("error").filter(|e| e.get("code").is_some() && value.get("execution_id").is_none()) {
+            Some(error) => Err(ApiFailure {
+                code: error["code"].as_str().unwrap_or_default().to_owned(),
+                message: error["message"].as_str().unwrap_or_default().to_owned(),
+                headers: reply.headers.as_ref().is_some_and(|h| {
+                    h.get("Nats-Service-Error").is_some() && h.get("Nats-Service-Error-Code").is_some()
+                }),
+            }),
+            None => Ok(value),
+        }
+    }
+
+    /// Submits and expects it to be taken. While a service restarts or rebuilds, the submission is repeated as the
+    /// contract says (same id, same body).
+    ///
+    /// # Panics
+    /// When it is refused for any other reason, or for too long.
+    pub async fn submit(&self, body: Value) -> Value {
+        let mut body = body;
+        if body.get("execution_id").is_none() {
+            body["execution_id"] = json!(uuid::Uuid::now_v7().to_string());
+        }
+        let last = std::cell::RefCell::new(String::new());
+        until("a submission to be taken", SOON, || async {
+            match self.api("submit", body.clone()).await {
+                Ok(reply) => Ok(reply),
+                Err(e) if matches!(e.code.as_str(), "not_ready" | "unavailable" | "transport") => {
+                    last.replace(e.message.clone());
+                    Err(e)
+                }
+                Err(e) => panic!("submit refused: {e:?}"),
+            }
+        })
+        .await
+    }
+
+    /// An execution as the API shows it.
+    pub async fn execution(&self, id: &str) -> Result<Value, ApiFailure> {
+        self.api("execution", json!({"execution_id": id})).await
+    }
+
+    /// Waits until an execution is in this state, and returns it.
+    pub async fn state(&self, id: &str, state: &str, within: Duration) -> Value {
+        until(&format!("execution {id} to be {state}"), within, || async {
+            match self.execution(id).await {
+                Ok(view) if view["state"] == state => Ok(view),
+                Ok(view) => Err(view.to_string()),
+                Err(error) => Err(format!("{error:?}")),
+            }
+        })
+        .await
+    }
+
+    /// Waits until an agent has this status, and returns it.
+    pub async fn status(&self, id: &str, status: &str, within: Duration) -> Value {
+        until(&format!("agent {id} to be {status}"), within, || async {
+            match self.api("agent", json!({"agent_id": id})).await {
+                Ok(view) if view["status"] == status => Ok(view),
+                Ok(view) => Err(view.to_string()),
+                Err(error) => Err(format!("{error:?}")),
+            }
+        })
+        .await
+    }
+
+    /// All events of an execution, oldest first.
+    ///
+    /// # Panics
+    /// When the log can't be read.
+    pub async fn history(&self, id: &str) -> Vec<Value> {
+        let id = rollcall_core::ExecutionId::new(id).expect("a valid id");
+        self.events_on(&self.subjects.execution_event(&id)).await
+    }
+
+    /// All events of an agent, oldest first.
+    ///
+    /// # Panics
+    /// When the log can't be read.
+    pub async fn agent_history(&self, id: &str) -> Vec<Value> {
+        let id = rollcall_core::AgentId::new(id).expect("a valid id");
+        self.events_on(&self.subjects.agent_event(&id)).await
+    }
+
+    async fn events_on(&self, subject: &str) -> Vec<Value> {
+        let entries = until("the log to answer", SOON, || async { self.log.history(subject).await }).await;
+        entries.iter().map(|e| serde_json::from_slice(&e.bytes).expect("an event is JSON")).collect()
+    }
+
+    /// Waits for an event of an execution by its type without prefix, and returns the first.
+    pub async fn event(&self, id: &str, kind: &str, within: Duration) -> Value {
+        let wanted = format!("rollcall.{kind}");
+        until(&format!("{kind} of {id}"), within, || async {
+            let history = self.history(id).await;
+            history.iter().find(|e| e["type"] == wanted.as_str()).cloned().ok_or_else(|| kinds(&history))
+        })
+        .await
+    }
+
+    /// Waits for an event of an agent by its type without prefix, and returns the first.
+    pub async fn agent_event(&self, id: &str, kind: &str, within: Duration) -> Value {
+        let wanted = format!("rollcall.{kind}");
+        until(&format!("{kind} of {id}"), within, || async {
+            let history = self.agent_history(id).await;
+            history.iter().find(|e| e["type"] == wanted.as_str()).cloned().ok_or_else(|| kinds(&history))
+        })
+        .await
+    }
+}
+
+/// The types of events, in order.
+#[must_use]
+pub fn kinds(events: &[Value]) -> Vec<String> {
+    events
+        .iter()
+        .map(|e| e["type"].as_str().unwrap_or("?").trim_start_matches("rollcall.").to_owned())
+        .collect()
+}
+
+/// Milliseconds since an instant, for messages.
+#[must_use]
+pub fn millis_since(begun: Instant) -> u128 {
+    begun.elapsed().as_millis()
+}
+
+/// The address in the JSON log line with this message.
+fn logged_address(output: &str, message: &str) -> Option<String> {
+    output.lines().rev().find_map(|line| {
+        let value: Value = serde_json::from_str(line).ok()?;
+        let fields = value.get("fields").unwrap_or(&value);
+        (fields["message"] == message).then(|| fields["address"].as_str().map(str::to_owned)).flatten()
+    })
+}

@@ -1,0 +1,210 @@
+//! What happens when parts of the system itself fail, under load.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use e2e::{Fleet, OnDispatch, ScriptedAgent, fleet::Options, fleet::SOON, until};
+use rollcall_capacity::testing::RedisServer;
+use serde_json::json;
+
+/// Executions of one load.
+const LOAD: usize = 60;
+
+/// A fleet under load: two agents that complete everything they are given.
+struct Load {
+    fleet: Fleet,
+    agents: Vec<ScriptedAgent>,
+    submitted: Vec<String>,
+}
+
+impl Load {
+    async fn start(options: Options) -> Self {
+        let fleet = Fleet::start_with(options.env("ROLLCALL_QUEUE_DEPTH", 1000)).await;
+        let mut agents = Vec::new();
+        for name in ["a", "b"] {
+            let agent = ScriptedAgent::start(&fleet.bus, name, 2).await;
+            agent.on_dispatch(OnDispatch::Complete);
+            fleet.status(name, "connected", SOON).await;
+            agents.push(agent);
+        }
+        Self { fleet, agents, submitted: Vec::new() }
+    }
+
+    /// Submits a part of the load; every submission is repeated until it is answered.
+    async fn submit(&mut self, count: usize) {
+        for n in 0..count {
+            let target = if n % 2 == 0 { json!({"pool": "default"}) } else { json!({"agent_id": "a"}) };
+            let mut body = target;
+            body["on_loss"] = json!("requeue");
+            body["max_attempts"] = json!(10);
+            body["input"] = json!(n);
+            let reply = self.fleet.submit(body).await;
+            self.submitted.push(reply["execution_id"].as_str().expect("an id").to_owned());
+        }
+    }
+
+    /// Everything that was taken ends well, whatever happened, and the invariants hold.
+    async fn ends_well(&self) {
+        for execution in &self.submitted {
+            self.fleet.state(execution, "completed", Duration::from_secs(60)).await;
+        }
+        self.fleet.audit().await;
+        assert!(self.agents.iter().all(|a| a.held().is_empty()));
+    }
+}
+
+async fn killed_under_load(service: &str) {
+    let mut load = Load::start(Options::default()).await;
+    load.submit(LOAD / 3).await;
+    load.fleet.service(service).kill();
+    load.fleet.service(service).start_again();
+    load.submit(LOAD / 3).await;
+    load.fleet.crash(service).await;
+    load.submit(LOAD / 3).await;
+    load.ends_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dispatcher_killed_under_load() {
+    killed_under_load("dispatcher").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_prober_killed_under_load() {
+    killed_under_load("health-prober").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_watchdog_killed_under_load() {
+    killed_under_load("watchdog").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_notifier_killed_under_load() {
+    killed_under_load("notifier").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_of_everything() {
+    let options = Options::default()
+        .replicas("dispatcher", 2)
+        .replicas("watchdog", 2)
+        .replicas("health-prober", 2)
+        .replicas("notifier", 2);
+    let mut load = Load::start(options).await;
+    load.submit(LOAD).await;
+    load.ends_well().await;
+    let transitions = load.fleet.agent_history("a").await;
+    assert!(transitions.len() <= 3, "two probers write each transition once: {transitions:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_flushed_under_load() {
+    let mut load = Load::start(Options::default()).await;
+    load.submit(LOAD / 2).await;
+    flush(&load.fleet.redis).await;
+    load.submit(LOAD / 2).await;
+    load.ends_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_restarted_empty_under_load() {
+    let mut load = Load::start(Options::default()).await;
+    load.submit(LOAD / 2).await;
+    load.fleet.redis.kill();
+    load.fleet.redis.restart();
+    load.submit(LOAD / 2).await;
+    load.ends_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_restarted_under_load() {
+    let mut load = Load::start(Options::default()).await;
+    load.submit(LOAD / 2).await;
+    load.fleet.nats.restart().expect("it restarts");
+    load.submit(LOAD / 2).await;
+    load.ends_well().await;
+    for execution in &load.submitted {
+        for event in load.fleet.history(execution).await {
+            assert_ne!(
+                event["type"], "rollcall.execution.recovered",
+                "our deafness condemns nobody: {event}"
+            );
+        }
+    }
+}
+
+/// The watchdog was away for longer than every timeout; the fleet is healthy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watchdog_that_was_away_recovers_nothing() {
+    let mut fleet = Fleet::start().await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 4).await;
+    fleet.status("a", "connected", SOON).await;
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        all.push(fleet.submit(json!({"agent_id": "a"})).await["execution_id"].as_str().unwrap().to_owned());
+    }
+    fleet.service("watchdog").kill();
+    let beats = Arc::new(AtomicBool::new(false));
+    until("longer than lost_after and the dispatch grace", SOON, || async {
+        agent.beat().await;
+        let view = fleet.execution(&all[0]).await.map_err(|e| format!("{e:?}"))?;
+        let since = rollcall_core::Timestamp::parse(view["dispatched_at"].as_str().unwrap_or_default())
+            .map_err(|e| e.to_string())?;
+        let now = rollcall_core::Clock::now(&rollcall_core::time::SystemClock::new());
+        beats.store(true, Ordering::Relaxed);
+        if now.since_ms(since) > 6000 { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await;
+    fleet.service("watchdog").start_again();
+    fleet.ready().await;
+    for _ in 0..3 {
+        let report = fleet.api("watchdog.run", json!({})).await;
+        assert!(report.is_ok() || report.as_ref().unwrap_err().code == "conflict", "{report:?}");
+    }
+    for execution in &all {
+        assert_eq!(fleet.execution(execution).await.unwrap()["state"], "running");
+    }
+    fleet.audit().await;
+}
+
+/// Somebody else wrote to our keys: the auditor finds it, and believes the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_that_contradicts_itself_is_built_anew() {
+    let fleet = Fleet::start().await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    fleet.status("a", "connected", SOON).await;
+    redis(&fleet.redis, "ZADD rollcall:{default}:slots:a 1 ghost:1").await;
+    let waits = fleet.submit(json!({"agent_id": "a"})).await;
+    let work = waits["execution_id"].as_str().expect("an id").to_owned();
+    // The ghost holds the only slot until the auditor comes by.
+    agent.given(&work).await;
+    fleet.state(&work, "running", SOON).await;
+    // And the other way round: its slot is forgotten, so the next would be one too many.
+    redis(&fleet.redis, "DEL rollcall:{default}:slots:a").await;
+    fleet.audit().await;
+    let next = fleet.submit(json!({"agent_id": "a"})).await;
+    assert_eq!(next["state"], "queued");
+    fleet.audit().await;
+}
+
+async fn flush(server: &RedisServer) {
+    redis(server, "FLUSHALL").await;
+}
+
+/// One inline command.
+async fn redis(server: &RedisServer, command: &str) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let url = server.url();
+    let path = url.trim_start_matches("redis+unix://").trim_start_matches("unix://").to_owned();
+    let mut socket = tokio::net::UnixStream::connect(&path).await.expect("redis listens");
+    socket.write_all(format!("{command}\r\n").as_bytes()).await.expect("redis takes commands");
+    let mut answer = [0; 1];
+    socket.read_exact(&mut answer).await.expect("redis answers");
+    assert!(matches!(answer[0], b'+' | b':'), "{command}: {answer:?}");
+}
