@@ -215,6 +215,8 @@ impl Latch {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     const DRAIN: Duration = Duration::from_secs(30);
@@ -308,21 +310,26 @@ mod tests {
 
     #[test]
     fn the_latch_opens_for_one_of_many() {
-        for _ in 0..200 {
-            let latch = Latch::default();
-            let start = std::sync::Barrier::new(8);
-            let opened: usize = std::thread::scope(|scope| {
-                let threads: Vec<_> = (0..8)
-                    .map(|_| {
-                        scope.spawn(|| {
-                            start.wait();
-                            usize::from(latch.first())
-                        })
-                    })
-                    .collect();
-                threads.into_iter().map(|t| t.join().unwrap()).sum()
-            });
-            assert_eq!(opened, 1);
-        }
+        const ROUNDS: usize = 20_000;
+        const THREADS: usize = 2;
+        let latches: Vec<Latch> = (0..ROUNDS).map(|_| Latch::default()).collect();
+        let arrived = AtomicUsize::new(0);
+        let run = || {
+            let mut opened = 0;
+            for (round, latch) in latches.iter().enumerate() {
+                // All at each latch at the same moment.
+                arrived.fetch_add(1, Ordering::SeqCst);
+                while arrived.load(Ordering::SeqCst) < THREADS * (round + 1) {
+                    std::thread::yield_now();
+                }
+                opened += usize::from(latch.first());
+            }
+            opened
+        };
+        let opened: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(run)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(opened, ROUNDS);
     }
 }

@@ -23,7 +23,7 @@ use rollcall_core::{
 use rollcall_nats::{Bus, Reports, ensure_streams, testing::NatsServer};
 use serde_json::{Value, json, value::to_raw_value};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinHandle,
 };
 
@@ -277,7 +277,12 @@ async fn terminated_means_that_the_work_is_dead() {
     .await;
     fleet.dispatch("x", 1, json!(null)).await;
     fleet.dispatch("y", 1, json!(null)).await;
-    assert_eq!(alive.count(), 2);
+    within("the start of the work", async {
+        while alive.count() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     assert_eq!(fleet.terminate("x", "timed_out", 10).await, "terminated");
     assert_eq!(alive.count(), 1, "dead when it was said");
     assert_eq!(fleet.report("x").await["outcome"], "terminated");
@@ -314,9 +319,12 @@ async fn an_older_attempt_that_still_runs_makes_way() {
 async fn work_that_blocks_is_still_running_and_does_not_hold_up_the_heartbeat() {
     let (release, blocked) = std::sync::mpsc::channel::<()>();
     let blocked = Mutex::new(blocked);
+    let started = Arc::new(Notify::new());
+    let begun = Arc::clone(&started);
     let mut fleet = Fleet::start(
         agent(1),
         worker_fn(move |_| {
+            begun.notify_one();
             // Blocks its thread: can't be dropped before it comes back.
             let _ = blocked.lock().unwrap().recv();
             std::future::pending::<Finish>()
@@ -324,6 +332,7 @@ async fn work_that_blocks_is_still_running_and_does_not_hold_up_the_heartbeat() 
     )
     .await;
     fleet.dispatch("x", 1, json!(null)).await;
+    within("the start of the work", started.notified()).await;
     assert_eq!(fleet.terminate("x", "timed_out", 10).await, "still_running");
     let beat = fleet.next_beat(|beat| ids(beat) == ["x"]).await;
     assert_eq!(beat["state"], "busy");
@@ -407,15 +416,15 @@ async fn the_same_instance_goes_on_after_a_restart_of_nats_and_reports_what_ende
 
 #[tokio::test]
 async fn a_signal_under_load_lets_finish_what_finishes_and_returns_the_rest() {
-    let go = Arc::new(Notify::new());
+    let go = Arc::new(Semaphore::new(0));
     let gone = Arc::clone(&go);
     let fleet = Fleet::start(
-        agent(8).drain(Duration::from_millis(300)),
+        agent(8).drain(Duration::from_secs(1)).stop_grace(DEADLINE),
         worker_fn(move |execution: Execution| {
             let go = Arc::clone(&gone);
             async move {
                 if execution.input::<bool>().unwrap() {
-                    go.notified().await;
+                    go.acquire().await.unwrap().forget();
                     return Finish::completed(&"finished");
                 }
                 execution.stop.asked().await;
@@ -431,14 +440,13 @@ async fn a_signal_under_load_lets_finish_what_finishes_and_returns_the_rest() {
     let mut fleet = fleet;
     fleet.beat(|beat| beat["state"] == "draining" && beat["reason"] == "sigterm").await;
     assert_eq!(fleet.dispatch("y", 1, json!(true)).await, json!({"accepted": false, "reason": "draining"}));
-    (0..4).for_each(|_| go.notify_one());
-    (0..4).for_each(|_| go.notify_waiters());
+    go.add_permits(4);
     for i in 0..8 {
         let report = fleet.report(&format!("x{i}")).await;
-        if report["outcome"] == "returned" {
-            assert_eq!(report["checkpoint"], if i % 2 == 0 { Value::Null } else { json!(1) });
+        if i % 2 == 0 {
+            assert_eq!((&report["outcome"], &report["result"]), (&json!("completed"), &json!("finished")));
         } else {
-            assert_eq!((i % 2, &report["outcome"]), (0, &json!("completed")));
+            assert_eq!((&report["outcome"], &report["checkpoint"]), (&json!("returned"), &json!(1)));
         }
     }
     let gone = fleet.beat(|beat| beat["state"] == "gone").await;

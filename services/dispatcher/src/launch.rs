@@ -18,9 +18,9 @@ use crate::{decide, ledger::DecideError, shell::Dispatcher};
 /// How long an agent has to answer a dispatch before its outcome is unknown (PROTOCOL.md 4, `submit`).
 pub(crate) const DISPATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Reasons that send a refused dispatch back to its queue; with any other it fails, because it would be refused
-/// again (PROTOCOL.md 3).
-const COMES_BACK: [&str; 2] = ["draining", "at_capacity"];
+/// The reason with which an agent says that it can never do this: the execution fails. With any other it may take it
+/// later, so the execution goes back to its queue (PROTOCOL.md 3).
+const NEVER: &str = "unsupported";
 
 /// What the agent said to a dispatch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,11 +210,7 @@ impl Dispatcher {
                 Ok(DispatchReply { reason, .. }) => {
                     let reason: String =
                         reason.unwrap_or_else(|| "refused".to_owned()).chars().take(200).collect();
-                    if COMES_BACK.contains(&reason.as_str()) {
-                        Answer::Back(reason)
-                    } else {
-                        Answer::Unfit(reason)
-                    }
+                    if reason == NEVER { Answer::Unfit(reason) } else { Answer::Back(reason) }
                 }
                 Err(error) => {
                     tracing::warn!(agent_id = %held.agent_id, %error, "an answer to a dispatch that is none");

@@ -35,12 +35,19 @@ pub struct Known {
     pub status_seq: u64,
     /// Since when it was silent the last time; an operator's drain in between does not end a silence.
     pub silent_since: Option<Timestamp>,
+    /// What few agents have.
+    troubles: Option<Box<Troubles>>,
+}
+
+/// What an agent is marked for.
+#[derive(Debug, Clone, Default)]
+struct Troubles {
     /// Times of its last falls from well to silent, oldest first; emptied by a new instance.
     falls: Vec<Timestamp>,
     /// Times of work it lost, oldest first.
     losses: Vec<Timestamp>,
     /// When it was quarantined or released the last time.
-    pub quarantine_changed_at: Timestamp,
+    quarantine_changed_at: Timestamp,
 }
 
 impl Known {
@@ -50,9 +57,7 @@ impl Known {
             registered_seq: 0,
             status_seq: 0,
             silent_since: None,
-            falls: Vec::new(),
-            losses: Vec::new(),
-            quarantine_changed_at: Timestamp::default(),
+            troubles: None,
         }
     }
 
@@ -63,18 +68,26 @@ impl Known {
         }
         let before = self.agent.status;
         self.agent.evolve(seq, event, time);
+        if let (AgentEvent::Registered(_) | AgentEvent::Updated(_), Some(profile)) =
+            (event, &mut self.agent.profile)
+        {
+            // One text instead of two: there may be a million of them.
+            profile.agent_id.clone_from(&self.agent.id);
+        }
         match event {
             AgentEvent::Registered(_) => {
                 self.registered_seq = seq;
                 self.silent_since = None;
                 // What its predecessor did is not held against a new instance.
-                self.falls = Vec::new();
+                if let Some(troubles) = &mut self.troubles {
+                    troubles.falls = Vec::new();
+                }
             }
             AgentEvent::Disconnected(change) | AgentEvent::Error(change) => {
                 self.status_seq = seq;
                 self.silent_since = self.silent_since.or(Some(change.since));
                 if before.is_some_and(|status| !status.is_silent() && status != Status::Gone) {
-                    remember(&mut self.falls, change.since, FLAP_FALLS);
+                    remember(&mut self.troubles().falls, change.since, FLAP_FALLS);
                 }
             }
             AgentEvent::Draining(change) if change.by.as_deref() == Some("operator") => self.status_seq = seq,
@@ -85,10 +98,10 @@ impl Known {
                 self.status_seq = seq;
                 self.silent_since = None;
             }
-            AgentEvent::Quarantined(_) => self.quarantine_changed_at = time,
+            AgentEvent::Quarantined(_) => self.troubles().quarantine_changed_at = time,
             AgentEvent::Released(_) => {
-                self.quarantine_changed_at = time;
-                self.losses = Vec::new();
+                self.troubles().quarantine_changed_at = time;
+                self.troubles().losses = Vec::new();
             }
             AgentEvent::Updated(_)
             | AgentEvent::Superseded(_)
@@ -105,38 +118,43 @@ impl Known {
 
     /// It lost work. Timeouts are the work's fault, and work handed back is not lost.
     pub fn lose(&mut self, reason: RecoveryReason, returned: bool, time: Timestamp) {
-        if reason != RecoveryReason::TimedOut && !returned && time > self.quarantine_changed_at {
-            remember(&mut self.losses, time, LOSSES_MAX);
+        if reason != RecoveryReason::TimedOut && !returned && time > self.troubles().quarantine_changed_at {
+            remember(&mut self.troubles().losses, time, LOSSES_MAX);
         }
+    }
+
+    fn troubles(&mut self) -> &mut Troubles {
+        self.troubles.get_or_insert_default()
+    }
+
+    fn times(&self, which: impl Fn(&Troubles) -> &Vec<Timestamp>) -> &[Timestamp] {
+        self.troubles.as_deref().map_or(&[], |troubles| which(troubles))
     }
 
     /// Falls within the window that ends now.
     #[must_use]
     pub fn falls(&self, now: Timestamp) -> usize {
-        self.falls.iter().filter(|at| now.since_ms(**at) < FLAP_WINDOW_MS).count()
+        self.times(|t| &t.falls).iter().filter(|at| now.since_ms(**at) < FLAP_WINDOW_MS).count()
     }
 
     /// When the oldest fall leaves the window.
     #[must_use]
     pub fn next_fall_expiry(&self, now: Timestamp) -> Option<Timestamp> {
-        self.falls.iter().map(|at| at.plus_ms(FLAP_WINDOW_MS)).filter(|at| *at > now).min()
+        self.times(|t| &t.falls).iter().map(|at| at.plus_ms(FLAP_WINDOW_MS)).filter(|at| *at > now).min()
     }
 
     /// Losses within the window that ends now.
     #[must_use]
     pub fn losses(&self, now: Timestamp) -> usize {
-        self.losses.iter().filter(|at| now.since_ms(**at) < LOSS_WINDOW_MS).count()
+        self.times(|t| &t.losses).iter().filter(|at| now.since_ms(**at) < LOSS_WINDOW_MS).count()
     }
 
     /// When good behaviour lifts a quarantine.
     #[must_use]
     pub fn release_due(&self) -> Timestamp {
-        self.losses
-            .last()
-            .copied()
-            .unwrap_or_default()
-            .max(self.quarantine_changed_at)
-            .plus_ms(LOSS_WINDOW_MS)
+        let last = self.times(|t| &t.losses).last().copied().unwrap_or_default();
+        let changed = self.troubles.as_deref().map_or(Timestamp::default(), |t| t.quarantine_changed_at);
+        last.max(changed).plus_ms(LOSS_WINDOW_MS)
     }
 
     /// No status event has come since the current instance registered.
@@ -291,14 +309,21 @@ pub struct Work {
     pub retry_at: Option<Timestamp>,
     /// When its timer goes off; later or stale entries of the timer are ignored.
     pub armed: Option<Timestamp>,
-    /// When a past instance was told goodbye last.
-    pub farewell_at: Option<Timestamp>,
-    /// Its drain deadline was acted upon for this drain, at this time.
-    pub drain_told: Option<(Timestamp, Timestamp)>,
+    /// Goodbyes that were said.
+    pub partings: Option<Box<Partings>>,
     /// Times in a row that the log did not take its event.
     pub refusals: u32,
     /// The scheduler probes something for it.
     pub probed: bool,
+}
+
+/// Goodbyes that were said to an agent's instances.
+#[derive(Debug, Default)]
+pub struct Partings {
+    /// When a past instance was told the last time.
+    pub past_at: Option<Timestamp>,
+    /// Its drain deadline was acted upon for this drain, at this time.
+    pub drain: Option<(Timestamp, Timestamp)>,
 }
 
 /// Place of an agent in the fleet. Never reused.
@@ -413,7 +438,7 @@ impl Fleet {
         for entry in &mut self.entries {
             entry.work.armed = None;
             entry.work.retry_at = None;
-            entry.work.farewell_at = None;
+            entry.work.partings = None;
             entry.live.heard_at = entry.live.heard_at.map(|_| now);
             entry.live.anchor = now;
             entry.live.claims_since = now;

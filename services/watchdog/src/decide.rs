@@ -210,8 +210,11 @@ impl Case<'_> {
     /// A newer instance registered. The old one's work is lost once the old one is confirmed away.
     fn superseded(&self, since: Timestamp, alarm: &mut Alarm) -> Option<Judgement> {
         let facts = self.facts;
-        if facts.is_vouched(self.limits, self.now) {
-            self.wake_when_silent(alarm, Row::SupersededVouched);
+        // Its list vouches while its heartbeats come. Once one is overdue it is asked, so that a process that is away
+        // is known before it is silent to the threshold.
+        let quiet_at = self.quiet_at().filter(|at| *at > self.now);
+        if let Some(quiet_at) = quiet_at.filter(|_| facts.is_vouched(self.limits, self.now)) {
+            alarm.at(quiet_at, Row::SupersededVouched);
             return None;
         }
         if self.is_unsettled(alarm) {
@@ -265,17 +268,18 @@ impl Case<'_> {
     fn is_away(&self) -> bool {
         let facts = self.facts;
         let reached = |at: Option<Timestamp>| at.is_some_and(|at| at <= self.now);
-        // "No responders" of a process that used to answer, and that has been quiet for an interval as well: a
-        // connection that is just being made again must not look like a death.
+        // "No responders" of a process that used to answer, and whose heartbeat is overdue as well: a connection that
+        // is just being made again must not look like a death.
         let refused = facts.edge == Edge::NoResponders && facts.channel.answered && reached(self.quiet_at());
         refused || self.is_unlisted() || reached(facts.silent_at(self.limits))
     }
 
-    /// When the instance has been quiet for one interval, as far as we could hear it.
+    /// When the instance has been quiet for one and a half intervals, as far as we could hear it: a heartbeat is overdue.
     fn quiet_at(&self) -> Option<Timestamp> {
         let sight = self.facts.sight_since?;
         let from = self.facts.channel.last_at.map_or(sight, |last| last.max(sight));
-        Some(from.plus_ms(self.facts.channel.interval_ms))
+        let interval = self.facts.channel.interval_ms;
+        Some(from.plus_ms(interval + interval / 2))
     }
 
     fn is_unlisted(&self) -> bool {

@@ -77,11 +77,11 @@ rows! {
     AgentLost = "agent_lost", "its agent is silent beyond lost_after",
         "silent by the log for lost_after, our own view silent to the threshold, a canary came back, the instance does not answer, no report waits, a place in the rate limit";
     SupersededVouched = "superseded_vouched", "its instance was superseded and still works on it",
-        "the old instance's heartbeats or its own answer list it: its list vouches until it is gone or silent";
+        "the old instance's heartbeats or its own answer list it: its list vouches until it is gone or away";
     SupersededUnsure = "superseded_unsure", "its instance was superseded and is not confirmed away",
         "it does not answer, but its heartbeats are not silent yet; or it answered once without the execution";
     AgentRestarted = "agent_restarted", "its agent runs as a new instance and the old one is away",
-        "no responders where it used to answer and quiet for an interval, or silent to the threshold, or two lists without it; no report waits";
+        "no responders where it used to answer and a heartbeat overdue, or silent to the threshold, or two lists without it; no report waits";
     GoneVouched = "gone_vouched", "its agent was forgotten and we still hear it",
         "its heartbeats reach us and list the execution: alive until they fall silent";
     AgentGone = "agent_gone", "its agent said goodbye or was forgotten",
@@ -167,7 +167,7 @@ fn unlisted_sample(times: u32) -> (Facts, Timestamp) {
 fn superseded_sample() -> (Facts, Timestamp) {
     let (mut facts, now) = healthy_sample();
     facts.standing = Standing::Superseded { since: at(10 * MINUTE - 500) };
-    facts.channel.last_at = Some(at(10 * MINUTE - 6_000));
+    facts.channel.last_at = Some(at(10 * MINUTE - 8_000));
     facts.listing = Listing::Unknown;
     facts.edge = Edge::NoResponders;
     facts.waiting = Waiting::Nothing;

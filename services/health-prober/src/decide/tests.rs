@@ -409,3 +409,10 @@ fn what_can_not_be_read_changes_nothing() {
     assert_eq!(lab.fleet.get(0).unwrap().live.seq, 1, "it does not count as a sign of life either");
     assert!(AgentId::new(AGENT).is_ok());
 }
+
+#[test]
+fn an_agent_fits_its_share_of_memory() {
+    // A kibibyte per agent at a million of them (BENCHMARKS.md). What hangs off it is the size of its texts.
+    let entry = std::mem::size_of::<crate::state::Entry>();
+    assert!(entry <= 800, "{entry} bytes");
+}

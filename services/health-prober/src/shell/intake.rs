@@ -110,9 +110,14 @@ impl Shell {
         let status = told(&entry.known, instance);
         let superseded_by_another = entry.known.agent.instance_id.as_ref() != Some(instance);
         let interval = interval_ms(&entry.known, &entry.live, &self.policy);
-        let due = entry.work.farewell_at.is_none_or(|at| now.since_ms(at) >= FAREWELL_INTERVAL_MS);
+        let due = entry
+            .work
+            .partings
+            .as_deref()
+            .and_then(|said| said.past_at)
+            .is_none_or(|at| now.since_ms(at) >= FAREWELL_INTERVAL_MS);
         if superseded_by_another && due {
-            entry.work.farewell_at = Some(now);
+            entry.work.partings.get_or_insert_default().past_at = Some(now);
             self.say_goodbye(index, instance.clone(), superseded());
         }
         if let Some(reply) = reply {

@@ -157,10 +157,12 @@ impl Shell {
             && deadline <= now
             && entry
                 .work
-                .drain_told
+                .partings
+                .as_deref()
+                .and_then(|said| said.drain)
                 .is_none_or(|(told, at)| told != since || now.since_ms(at) >= DRAIN_AGAIN_MS)
         {
-            entry.work.drain_told = Some((since, now));
+            entry.work.partings.get_or_insert_default().drain = Some((since, now));
             return self.part(index, instance, GoodbyeReason::Drain, now);
         }
         let stands_still = self.policy.activity_timeout_ms.is_some_and(|timeout| {
@@ -204,7 +206,12 @@ impl Shell {
                 due.push(self.silence_due(entry, now));
             }
             if let Some(deadline) = agent.operator_drain.as_ref().and_then(|drain| drain.deadline) {
-                let told = entry.work.drain_told.map(|(_, at)| at.plus_ms(DRAIN_AGAIN_MS));
+                let told = entry
+                    .work
+                    .partings
+                    .as_deref()
+                    .and_then(|said| said.drain)
+                    .map(|(_, at)| at.plus_ms(DRAIN_AGAIN_MS));
                 due.push(deadline.max(told.unwrap_or_default()));
             }
             if let Some(since) = agent.silent_since {

@@ -17,6 +17,7 @@ pub struct HttpAgent {
 struct Inside {
     running: Vec<String>,
     terminated: Vec<String>,
+    calls: usize,
     pause: std::time::Duration,
 }
 
@@ -40,6 +41,11 @@ impl HttpAgent {
 
     pub fn terminated(&self) -> Vec<String> {
         self.inside.lock().unwrap().terminated.clone()
+    }
+
+    /// How often it was asked what it runs.
+    pub fn calls(&self) -> usize {
+        self.inside.lock().unwrap().calls
     }
 
     /// Every answer takes so long.
@@ -71,6 +77,7 @@ async fn serve(mut stream: TcpStream, inside: Arc<Mutex<Inside>>) {
         let mut inside = inside.lock().unwrap();
         match line.split(' ').collect::<Vec<_>>()[..] {
             ["GET", "/api/executions/running", _] => {
+                inside.calls += 1;
                 let executions: Vec<_> =
                     inside.running.iter().map(|id| serde_json::json!({"execution_id": id})).collect();
                 serde_json::json!({"executions": executions}).to_string()

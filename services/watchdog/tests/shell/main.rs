@@ -201,8 +201,11 @@ async fn the_work_of_a_restarted_agent_is_recovered_once_the_old_instance_is_awa
     fleet.until("time passes", async || now().since_ms(before) > 3_000).await;
     assert!(fleet.recoveries().await.is_empty(), "the old instance lists it: it is not lost");
     old.kill().await;
+    let killed = now();
     let recovered = fleet.recovery("x").await;
     assert_eq!(recovered.reason, RecoveryReason::AgentRestarted);
+    assert_eq!(recovered.evidence["asked_directly"], "no responders");
+    println!("known to be away after {} ms", now().since_ms(killed));
     assert_eq!(recovered.instance_id.as_str(), "i-1");
     dog.stop().await;
 }
@@ -454,6 +457,7 @@ async fn malformed_heartbeats_and_entries_change_nothing() {
     // The skipped entry counts for the next append.
     agent.list(&[]);
     assert_eq!(fleet.recovery("x").await.reason, RecoveryReason::Orphaned);
+    assert_eq!(fleet.api("watchdog.status", json!({})).await["totals"]["conflicts"], 0);
     dog.stop().await;
 }
 
@@ -496,6 +500,24 @@ async fn an_agent_with_a_registry_is_judged_by_it_and_ended_through_it() {
         .await;
     dog.stop().await;
     assert_eq!(fleet.recoveries().await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cycle_calls_every_registry_once_and_a_dry_run_none() {
+    let mut fleet = Fleet::start().await;
+    fleet.set("ROLLCALL_ALLOW_CIDRS", "127.0.0.0/8");
+    fleet.set("ROLLCALL_CYCLE_INTERVAL_MS", "600000");
+    let registry = http::HttpAgent::start().await;
+    fleet.register_with("h", "i-1", control(&registry.url)).await;
+    let dog = fleet.watchdog().await;
+    let report = fleet.api("watchdog.run", json!({})).await;
+    assert_eq!(report["registries"]["asked"], 1, "{report}");
+    let before = registry.calls();
+    fleet.api("watchdog.run", json!({"dry_run": true})).await;
+    assert_eq!(registry.calls(), before);
+    fleet.api("watchdog.run", json!({})).await;
+    assert_eq!(registry.calls(), before + 1);
+    dog.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

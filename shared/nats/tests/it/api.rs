@@ -8,7 +8,7 @@ use rollcall_nats::{ApiError, ApiHandle, ApiOptions, ApiServer, Bus, RequestErro
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use crate::bus::async_nats_publish;
+use crate::bus::raw_publish;
 use crate::{DEADLINE, fleet, soon};
 
 struct Desk {
@@ -118,7 +118,7 @@ async fn nobody_can_make_a_service_write_into_the_log() {
     let desk = desk(&bus).await;
     for subject in ["t.api.submit", "t.api.full", "$SRV.PING", "$SRV.INFO", "$SRV.STATS.rollcall-dispatcher"]
     {
-        async_nats_publish(&server, subject, Some("t.event.agent.victim")).await;
+        raw_publish(&server, subject, Some("t.event.agent.victim")).await;
     }
     // An ordinary request afterwards proves that those before it were seen.
     ask(&bus, "submit", "1").await;
@@ -166,7 +166,7 @@ async fn draining_answers_what_was_taken_and_takes_no_more() {
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await.unwrap();
     client.flush().await.unwrap();
-    async_nats_publish(&server, "t.api.slow", Some(&inbox)).await;
+    raw_publish(&server, "t.api.slow", Some(&inbox)).await;
     soon(desk.waiting.acquire()).await.unwrap().forget();
     let draining = tokio::spawn(desk.handle.drain(Duration::from_secs(20)));
     soon(async {

@@ -142,10 +142,10 @@ async fn only_inboxes_are_answered() {
     let mut asked = bus.subscribe("t.ask").await.unwrap();
     bus.flush().await.unwrap();
     // A plain connection, as an attacker has one: a reply subject inside the log.
-    let attacker = async_nats_publish(&server, "t.ask", Some("t.event.agent.victim")).await;
+    let attacker = raw_publish(&server, "t.ask", Some("t.event.agent.victim")).await;
     let message = soon(asked.next()).await.unwrap();
     assert_eq!(bus.reply(&message, Bytes::from_static(b"{}")).await, ReplyOutcome::Refused);
-    async_nats_publish(&server, "t.ask", None).await;
+    raw_publish(&server, "t.ask", None).await;
     let message = soon(asked.next()).await.unwrap();
     assert_eq!(bus.reply(&message, Bytes::new()).await, ReplyOutcome::NotAsked);
     bus.flush().await.unwrap();
@@ -161,7 +161,7 @@ async fn only_inboxes_are_answered() {
 }
 
 /// Publishes with any reply subject, past all of our own checks.
-pub(crate) async fn async_nats_publish(
+pub(crate) async fn raw_publish(
     server: &NatsServer,
     subject: &str,
     reply: Option<&str>,
