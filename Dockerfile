@@ -7,7 +7,11 @@ FROM rust:1.95-slim-bookworm AS build
 # Builders without a cache of their own leave this stage behind as an image without a name: this says what it is.
 LABEL stage=rollcall-build
 WORKDIR /src
-COPY . .
+COPY Cargo.toml Cargo.lock ./
+COPY shared shared
+COPY services services
+COPY clients clients
+COPY tests tests
 # Symbols stay, so that a backtrace has names; line tables would make the image several times as large.
 ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo
 RUN cargo build --release --locked

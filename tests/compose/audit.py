@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 
 READ_SECONDS = 20  # the stream sends a comment every 15 s
+CHECK_SECONDS = 60  # for the whole log, some thousand events
 PAUSE_SECONDS = 0.5
 FINAL = {"completed", "failed", "cancelled", "expired", "quarantined"}
 
@@ -81,12 +82,9 @@ def settle(url, seconds, ids):
 
 def check(url, ids):
     """One end for each execution, one recovery for each attempt, and nothing that was submitted is missing."""
-    last = get(f"{url}/api/summary")
-    newest = next((last[key] for key in ("seq", "last_seq", "sequence") if isinstance(last.get(key), int)), None)
-    submitted, recovered, ended, event_ids, count = set(), {}, {}, set(), 0
-    quiet = time.monotonic() + READ_SECONDS
-    for sequence, event in stream(url, 0, quiet):
-        count += 1
+    newest = get(f"{url}/api/summary")["log"]["seq"]
+    submitted, recovered, ended, event_ids, sequence = set(), {}, {}, set(), 0
+    for sequence, event in stream(url, 0, time.monotonic() + CHECK_SECONDS):
         if event["id"] in event_ids:
             fail(f"event {event['id']} is in the log twice")
         event_ids.add(event["id"])
@@ -105,12 +103,14 @@ def check(url, ids):
             if execution in ended:
                 fail(f"{execution} ended twice, at {ended[execution]} and {sequence}")
             ended[execution] = sequence
-        if newest is not None and sequence >= newest:
+        if sequence >= newest:
             break
+    if sequence < newest:
+        fail(f"the stream reached {sequence} of {newest} in {CHECK_SECONDS} s")
     lost = [execution for execution in ids if execution not in submitted or execution not in ended]
     if lost:
         fail(f"accepted, and not in the log with an end: {', '.join(lost)}")
-    print(f"audit: {count} events, {len(submitted)} executions, {len(recovered)} recoveries, one end each", file=sys.stderr)
+    print(f"audit: {len(event_ids)} events, {len(submitted)} executions, {len(recovered)} recoveries, one end each", file=sys.stderr)
 
 
 def main(arguments):

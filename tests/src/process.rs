@@ -118,6 +118,29 @@ impl Process {
         let _ = kill(self.pid(), signal);
     }
 
+    /// Stops it without ending it, and returns when none of its threads runs any more.
+    pub async fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.pid());
+        until(&format!("{} to stand still", self.name), Duration::from_secs(10), || async {
+            let threads = std::fs::read_dir(&tasks).map_err(|e| e.to_string())?;
+            for thread in threads.flatten() {
+                let stat = std::fs::read_to_string(thread.path().join("stat")).map_err(|e| e.to_string())?;
+                // The state follows the name, which is in parentheses.
+                if !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
+                    return Err(stat);
+                }
+            }
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
     /// Ends it at once, as a crash does.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

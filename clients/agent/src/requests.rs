@@ -150,7 +150,7 @@ async fn end<W: Worker>(shell: &Shell<W>, key: &Key, cause: StopCause, grace: Du
         Some(Outcome::Completed) => {
             let mut life = live.life.clone();
             let _ =
-                timeout(Duration::ZERO, life.wait_for(|l| matches!(l, Life::Acknowledged(_)))).await;
+                timeout(COMPLETION_HEAD_START, life.wait_for(|l| matches!(l, Life::Acknowledged(_)))).await;
             TerminateState::NotRunning
         }
         Some(_) => TerminateState::Terminated,

@@ -213,14 +213,20 @@ impl Dispatcher {
         None
     }
 
-    /// Dispatches what got a slot.
+    /// Dispatches what got a slot, in the order in which it got it.
     pub(crate) fn spawn_launches(self: &Arc<Self>, pool: &Pool, grants: Vec<Grant>) {
-        for grant in grants {
-            let dispatcher = Arc::clone(self);
-            let pool = pool.clone();
-            self.spawn(async move {
-                dispatcher.launch(&pool, grant).await;
-            });
+        if grants.is_empty() {
+            return;
         }
+        let dispatcher = Arc::clone(self);
+        let pool = pool.clone();
+        self.spawn(async move {
+            for grant in grants {
+                let Some(ask) = dispatcher.claim(&pool, &grant).await else { continue };
+                // An agent that does not answer holds up nobody else.
+                let asking = Arc::clone(&dispatcher);
+                dispatcher.spawn(async move { asking.ask(ask).await });
+            }
+        });
     }
 }

@@ -34,39 +34,70 @@ pub(crate) enum Answer {
     Unknown,
 }
 
+/// A dispatch that is about to be put to an agent.
+pub(crate) struct Question {
+    id: ExecutionId,
+    held: Attempt,
+    /// The request, or why it can't be made.
+    body: Result<Bytes, String>,
+}
+
 impl Dispatcher {
-    /// Brings a granted slot to use, or gives it back if the log has other plans.
+    /// Brings a granted slot to use, or gives it back if the log has other plans. Returns when the agent has
+    /// answered, or has had its time to.
     pub(crate) async fn launch(self: &Arc<Self>, pool: &Pool, grant: Grant) {
-        let Ok(id) = ExecutionId::new(&grant.hold.execution_id) else { return };
-        // The permit bounds how many launches talk to the bus at once; it is never held across another launch.
-        let Ok(_permit) = self.launches.acquire().await else { return };
-        if let Err(error) = self.try_launch(pool, &id, &grant).await {
-            tracing::warn!(execution_id = %id, %error, "launch left to the audit");
-            self.ask_for_audit();
+        if let Some(question) = self.claim(pool, &grant).await {
+            self.ask(question).await;
         }
     }
 
-    async fn try_launch(
+    /// Writes down that a slot is put to use. What is left to do is to ask the agent.
+    pub(crate) async fn claim(self: &Arc<Self>, pool: &Pool, grant: &Grant) -> Option<Question> {
+        let id = ExecutionId::new(&grant.hold.execution_id).ok()?;
+        // The permit bounds how many of these talk to the bus at once; it is never held across another one.
+        let _permit = self.launches.acquire().await.ok()?;
+        let dispatched = match self.try_claim(pool, &id, grant).await {
+            Ok(dispatched) => dispatched.filter(|e| !e.is_external())?,
+            Err(error) => {
+                tracing::warn!(execution_id = %id, %error, "launch left to the audit");
+                self.ask_for_audit();
+                return None;
+            }
+        };
+        self.question(dispatched).await
+    }
+
+    /// The dispatch as it will be sent. It is read before anything else is claimed, so that requests go out in the
+    /// order of their slots.
+    pub(crate) async fn question(&self, execution: Execution) -> Option<Question> {
+        let held = execution.current()?.clone();
+        let body = self.dispatch_body(&execution, &held).await;
+        Some(Question { id: execution.id().clone(), held, body })
+    }
+
+    /// The execution once it is dispatched by the log; `None` when the slot went back.
+    async fn try_claim(
         self: &Arc<Self>,
         pool: &Pool,
         id: &ExecutionId,
         grant: &Grant,
-    ) -> Result<(), DecideError> {
+    ) -> Result<Option<Execution>, DecideError> {
         let known = match self.ledger.execution(id) {
             Some(known) => Some(known),
             None => self.ledger.fresh_execution(id).await?,
         };
         // Reserved but not in the log yet: whoever submits it will find the slot when its event has landed.
-        let Some(execution) = known else { return Ok(()) };
+        let Some(execution) = known else { return Ok(None) };
         if execution.state != State::Queued || execution.attempt != grant.hold.attempt {
             let fresh = self.ledger.fresh_execution(id).await?;
-            return self.give_back_unless_held(pool, grant, fresh.as_ref()).await;
+            self.give_back_unless_held(pool, grant, fresh.as_ref()).await;
+            return Ok(None);
         }
-        let Ok(agent_id) = AgentId::new(&grant.agent) else { return Ok(()) };
+        let Ok(agent_id) = AgentId::new(&grant.agent) else { return Ok(None) };
         let agent = self.ledger.agent(&agent_id);
         let Some((agent, instance)) = agent.and_then(|a| a.instance_id.clone().map(|i| (a, i))) else {
             tracing::warn!(%agent_id, "a slot of an agent without an instance");
-            return Ok(());
+            return Ok(None);
         };
         match self
             .in_redis(pool, "confirm", || self.capacity.confirm(pool.as_str(), grant, self.stamp()))
@@ -75,9 +106,9 @@ impl Dispatcher {
             Some(Confirmation::Confirmed { .. }) => {}
             Some(Confirmation::Lost) => {
                 self.place_waiting(id.as_str()).await;
-                return Ok(());
+                return Ok(None);
             }
-            None => return Ok(()),
+            None => return Ok(None),
         }
         let timeout_ms = execution
             .request
@@ -93,16 +124,14 @@ impl Dispatcher {
             Ok(change) => change.after,
             Err(DecideError::Refused(_)) => {
                 let fresh = self.ledger.fresh_execution(id).await?;
-                return self.give_back_unless_held(pool, grant, fresh.as_ref()).await;
+                self.give_back_unless_held(pool, grant, fresh.as_ref()).await;
+                return Ok(None);
             }
             Err(error) => return Err(error),
         };
         metrics::histogram!("rollcall_queue_wait_seconds")
             .record(Duration::from_millis(now.since_ms(dispatched.waiting_since)));
-        if dispatched.is_external() {
-            return Ok(());
-        }
-        self.ask(&dispatched).await
+        Ok(Some(dispatched))
     }
 
     /// Releases a slot that the log gives to nobody or somebody else; keeps the one that another replica put to use.
@@ -111,13 +140,13 @@ impl Dispatcher {
         pool: &Pool,
         grant: &Grant,
         execution: Option<&Execution>,
-    ) -> Result<(), DecideError> {
+    ) {
         let held = execution
             .and_then(Execution::holder)
             .is_some_and(|held| held.number == grant.hold.attempt && held.agent_id.as_str() == grant.agent);
         let waits = execution.is_some_and(|e| e.state == State::Queued && e.attempt == grant.hold.attempt);
         if held || waits {
-            return Ok(());
+            return;
         }
         let settled = self
             .in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), &grant.hold, self.stamp()))
@@ -125,14 +154,15 @@ impl Dispatcher {
         if let Some(settled) = settled {
             self.spawn_launches(pool, settled.promoted);
         }
-        Ok(())
     }
 
     /// Asks the agent to take what was dispatched, and writes down what it says.
-    pub(crate) async fn ask(self: &Arc<Self>, execution: &Execution) -> Result<(), DecideError> {
-        let Some(held) = execution.current() else { return Ok(()) };
-        let answer = self.dispatch_request(execution, held).await;
-        self.answered(execution.id(), held, answer).await
+    pub(crate) async fn ask(self: &Arc<Self>, question: Question) {
+        let answer = self.put(&question).await;
+        if let Err(error) = self.answered(&question.id, &question.held, answer).await {
+            tracing::warn!(execution_id = %question.id, %error, "could not write down what an agent said");
+            self.spawn_settle_unknown(question.id, question.held);
+        }
     }
 
     /// Writes down what an agent said to a dispatch.
@@ -195,11 +225,13 @@ impl Dispatcher {
         }
     }
 
-    pub(crate) async fn dispatch_request(&self, execution: &Execution, held: &Attempt) -> Answer {
-        let body = match self.dispatch_body(execution, held).await {
-            Ok(body) => body,
+    /// Puts a dispatch to its agent.
+    pub(crate) async fn put(&self, question: &Question) -> Answer {
+        let Question { id, held, body } = question;
+        let body = match body {
+            Ok(body) => body.clone(),
             Err(why) => {
-                tracing::warn!(execution_id = %execution.id(), why, "can't read what to dispatch");
+                tracing::warn!(execution_id = %id, why, "can't read what to dispatch");
                 return Answer::Unknown;
             }
         };

@@ -211,8 +211,8 @@ impl Dispatcher {
                     let dispatcher = Arc::clone(self);
                     self.spawn(async move {
                         // Asking again is harmless: an agent runs an attempt once.
-                        if let Err(error) = dispatcher.ask(&execution).await {
-                            tracing::warn!(execution_id = %execution.id(), %error, "could not take a dispatch up again");
+                        if let Some(question) = dispatcher.question(execution).await {
+                            dispatcher.ask(question).await;
                         }
                     });
                 }

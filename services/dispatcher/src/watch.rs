@@ -106,8 +106,14 @@ impl Dispatcher {
                 continue;
             }
             let listed = beat.executions.iter().any(|c| *c.id == *id.as_str() && c.attempt == held.number);
-            let answer =
-                if listed { Answer::Accepted } else { self.dispatch_request(&execution, held).await };
+            let answer = if listed {
+                Answer::Accepted
+            } else {
+                match self.question(execution).await {
+                    Some(question) => self.put(&question).await,
+                    None => return,
+                }
+            };
             if answer == Answer::Unknown {
                 continue;
             }

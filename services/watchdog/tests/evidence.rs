@@ -728,3 +728,14 @@ impl IntoEvent for StatusChanged {
         AgentEvent::status(status, self)
     }
 }
+
+#[test]
+fn an_entry_that_is_no_event_changes_nothing_but_the_sequence() {
+    let mut sim = Sim::new(HOUR, None);
+    let before = sim.world.executions[&execution()].clone();
+    let subject = sim.subjects.execution_event(&execution());
+    assert!(sim.world.apply(&sim.subjects, &subject, sim.seq + 1, b"{}", sim.now).is_err());
+    let after = &sim.world.executions[&execution()];
+    assert_eq!((after.seq, after.state), (sim.seq + 1, before.state), "the next append has to name it");
+    assert_eq!(sim.world.counters.invalid, 1);
+}

@@ -8,7 +8,6 @@ use e2e::{
     sse::Sse,
     until,
 };
-use nix::sys::signal::Signal;
 use rollcall_core::Timestamp;
 use serde_json::{Value, json};
 
@@ -255,7 +254,7 @@ async fn a_report_waiting_on_the_bus_withholds_the_verdict() {
     let work = id(&fleet.submit(json!({"agent_id": "a", "timeout_ms": 3000})).await);
     fleet.state(&work, "running", SOON).await;
     // Nobody applies reports now.
-    fleet.service("dispatcher").signal(Signal::SIGSTOP);
+    fleet.service("dispatcher").freeze().await;
     agent.report(&work, 1, "completed", json!({"result": 1})).await;
     agent.vanish().await;
     // The deadline passes, the agent is silent: every reason to recover, but for the report.
@@ -267,7 +266,7 @@ async fn a_report_waiting_on_the_bus_withholds_the_verdict() {
     })
     .await;
     assert!(!kinds(&fleet.history(&work).await).contains(&"execution.recovered".to_owned()));
-    fleet.service("dispatcher").signal(Signal::SIGCONT);
+    fleet.service("dispatcher").thaw();
     fleet.state(&work, "completed", SOON).await;
     assert!(!kinds(&fleet.history(&work).await).contains(&"execution.recovered".to_owned()));
     fleet.audit().await;

@@ -159,6 +159,19 @@ fn void_starts_the_clock_again() {
 }
 
 #[test]
+fn nobody_is_forgotten_for_what_was_counted_before_a_void() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    lab.pass(1500);
+    lab.pass(2000);
+    assert_eq!(lab.status(), Status::Error);
+    lab.now = lab.now.plus_ms(60_000);
+    lab.fleet.restart_clocks(lab.now);
+    assert_eq!(lab.pass(1000), [""; 0], "due to be forgotten, but we were deaf meanwhile");
+    assert_eq!(lab.pass(2500), ["agent.gone"]);
+}
+
+#[test]
 fn a_new_instance_supersedes_and_the_old_one_never_counts_again() {
     let mut lab = Lab::new();
     lab.beat("i1", 1, "");
@@ -395,6 +408,7 @@ fn what_can_not_be_read_changes_nothing() {
         "{}",
         r#"{"instance_id":"i","seq":1,"state":"ready","capacity":1,"executions":[],"labels":[1]}"#,
         r#"{"instance_id":"i","seq":1,"state":"ready","capacity":1,"executions":[],"probe":7}"#,
+        r#"{"instance_id":"file-1","seq":1,"state":"ready","capacity":1,"executions":[]}"#,
     ] {
         assert!(hear(&mut lab.fleet, AGENT, bad.as_bytes(), &lab.policy, lab.now).is_err(), "{bad}");
         assert!(lab.fleet.is_empty(), "{bad}");

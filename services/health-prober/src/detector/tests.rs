@@ -141,7 +141,9 @@ fn an_answered_ping_delays_disconnected_but_never_error_and_never_raises() {
 #[test]
 fn a_restarted_prober_keeps_error_until_the_success_threshold() {
     let mut channels = Channels { beat: Some(Channel::bad()), ..Channels::default() };
-    assert_eq!(judge(&channels, FAILURES, Some(Error)), None);
+    for status in [None, Some(Error), Some(Disconnected), Some(Status::Draining)] {
+        assert_eq!(judge(&channels, FAILURES, status), None, "nothing was seen yet: {status:?}");
+    }
     channels.beat = channels.beat.map(|mut beat| {
         beat.take(Absent, SUCCESSES);
         beat

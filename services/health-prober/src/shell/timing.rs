@@ -1,4 +1,11 @@
 //! What happens because nothing happened: missed heartbeats, edge pings, deadlines; and our own disturbances.
+//!
+//! How edge pings map to the contract's counting: failure k falls by itself at (k + 0.5) intervals of silence. At
+//! (k + 0.2) the instance is pinged. "No responders", from an instance that answered before and not around a reconnect,
+//! has failure k fall then and there (a dead process is known 1.2 intervals after its last heartbeat); it never adds
+//! a failure of its own, so `error` does not come sooner than the threshold says by more than the 0.3. An answer vouches
+//! for the process while failure k is the last one: `degraded` instead of `disconnected`. At the threshold it vouches no
+//! more: whoever answers pings and does not beat is `error{protocol}`, so that the deferral has a bound.
 
 use std::time::Duration;
 

@@ -41,6 +41,18 @@ fn what_fails_is_probed_sooner_and_what_is_down_later() {
 }
 
 #[test]
+fn a_probe_that_was_brought_forward_is_not_made_again_at_its_old_time() {
+    let base = Instant::now();
+    let mut plan = Plan::new(INTERVAL);
+    let generation = plan.watch(1, "h", 1.0, base);
+    plan.suspect(1, base);
+    assert_eq!(plan.begin(base), [(1, generation)]);
+    plan.ended(1, generation, "h", Ended::Badly, at(base, 10));
+    assert_eq!(plan.begin(at(base, 1000)), [], "its old time");
+    assert_eq!(plan.begin(at(base, 7500)), [(1, generation)]);
+}
+
+#[test]
 fn suspects_go_first() {
     let base = Instant::now();
     let mut plan = Plan::new(INTERVAL);
