@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
+    credentials::Credentials,
     process::{Process, binary},
+    proxy::{Proxy, Upstream},
     wait::until,
 };
 
@@ -27,6 +29,14 @@ pub struct Options {
     pub env: Vec<(&'static str, String)>,
     /// Processes of each service.
     pub replicas: Vec<(&'static str, usize)>,
+    /// Configuration of the bus's server.
+    pub nats_config: Option<String>,
+    /// The project's own `deploy/nats.conf` with the users of `scripts/credentials`, these agents among them.
+    pub accounts: Option<Vec<&'static str>>,
+    /// Every answer of Redis comes later, by one of these in turn.
+    pub redis_delays: &'static [Duration],
+    /// The servers are not up when the services start, and nobody waits for anything.
+    pub servers_down: bool,
 }
 
 impl Default for Options {
@@ -34,6 +44,10 @@ impl Default for Options {
         Self {
             env: Vec::new(),
             replicas: vec![("health-prober", 1), ("dispatcher", 1), ("watchdog", 1), ("notifier", 1)],
+            nats_config: None,
+            accounts: None,
+            redis_delays: &[],
+            servers_down: false,
         }
     }
 }
@@ -94,6 +108,8 @@ pub struct Fleet {
     /// Subjects.
     pub subjects: Subjects,
     env: Vec<(String, String)>,
+    credentials: Option<Credentials>,
+    _slow_redis: Option<Proxy>,
     folder: TempDir,
 }
 
@@ -108,12 +124,29 @@ impl Fleet {
     /// # Panics
     /// When a server or a service does not start: nothing can be tested then.
     pub async fn start_with(options: Options) -> Self {
-        let nats = NatsServer::start().unwrap_or_else(|e| panic!("{e}"));
-        let redis = RedisServer::start();
-        let bus = nats.bus("rollcall").await;
+        let credentials = options.accounts.as_ref().map(|agents| Credentials::make(agents));
+        let config =
+            options.nats_config.clone().or_else(|| credentials.as_ref().map(Credentials::nats_config));
+        let mut nats = NatsServer::start_with(config.as_deref()).unwrap_or_else(|e| panic!("{e}"));
+        let mut redis = RedisServer::start();
+        let bus = match &credentials {
+            Some(credentials) => credentials.bus(&nats, "operator").await,
+            None => nats.bus("rollcall").await,
+        };
+        let slow_redis = slowed(&redis, options.redis_delays).await;
+        if options.servers_down {
+            nats.stop().unwrap_or_else(|e| panic!("{e}"));
+            redis.kill();
+        }
         let mut env: Vec<(String, String)> = SCALED.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
         env.push(("ROLLCALL_NATS_URL".into(), nats.url()));
-        env.push(("ROLLCALL_REDIS_URL".into(), redis.url()));
+        let redis_url =
+            slow_redis.as_ref().map_or_else(|| redis.url(), |p| format!("redis://{}", p.address()));
+        env.push(("ROLLCALL_REDIS_URL".into(), redis_url));
+        if let Some(credentials) = &credentials {
+            env.push(("ROLLCALL_NATS_USER".into(), "services".into()));
+            env.push(("ROLLCALL_NATS_PASSWORD".into(), credentials.password("services")));
+        }
         env.push(("ROLLCALL_ADMIN_ADDR".into(), "127.0.0.1:0".into()));
         env.push(("ROLLCALL_HTTP_ADDR".into(), "127.0.0.1:0".into()));
         for (name, value) in &options.env {
@@ -128,6 +161,8 @@ impl Fleet {
             redis,
             subjects: Subjects::new(Prefix::default()),
             env,
+            credentials,
+            _slow_redis: slow_redis,
             folder: TempDir::new().expect("a folder for the test"),
         };
         for (service, count) in &options.replicas {
@@ -136,8 +171,19 @@ impl Fleet {
                 fleet.start_service(&name, service);
             }
         }
-        fleet.ready().await;
+        if !options.servers_down {
+            fleet.ready().await;
+        }
         fleet
+    }
+
+    /// The passwords of a fleet with accounts.
+    ///
+    /// # Panics
+    /// When it has none.
+    #[must_use]
+    pub fn credentials(&self) -> &Credentials {
+        self.credentials.as_ref().expect("a fleet started with accounts")
     }
 
     fn start_service(&mut self, name: &str, service: &str) {
@@ -148,8 +194,17 @@ impl Fleet {
     /// Starts another program with the fleet's environment, like `rollcall agent run`.
     #[must_use]
     pub fn program(&self, name: &str, program: &str, args: &[&str]) -> Process {
+        self.program_as(name, program, args, &[])
+    }
+
+    /// The same, with other settings.
+    #[must_use]
+    pub fn program_as(&self, name: &str, program: &str, args: &[&str], other: &[(&str, String)]) -> Process {
         let args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
-        Process::start(name, &binary(program), &args, &self.env, self.folder.path())
+        let mut env = self.env.clone();
+        env.retain(|(n, _)| other.iter().all(|(o, _)| o != n));
+        env.extend(other.iter().map(|(n, v)| ((*n).to_owned(), v.clone())));
+        Process::start(name, &binary(program), &args, &env, self.folder.path())
     }
 
     /// The environment that programs get.
@@ -226,7 +281,9 @@ impl Fleet {
             .map_err(|e| failure("transport", e.to_string()))?;
         let value: Value =
             serde_json::from_slice(&reply.payload).map_err(|e| failure("not_json", e.to_string()))?;
-        match value.get("error").filter(|e| e.get("code").is_some() && value.get("execution_id").is_none()) {
+        // Views of executions and agents have an error among their other fields; an error answer has nothing else.
+        let only_error = value.as_object().is_some_and(|fields| fields.len() == 1);
+        match value.get("error").filter(|e| e.get("code").is_some() && only_error) {
             Some(error) => Err(ApiFailure {
                 code: error["code"].as_str().unwrap_or_default().to_owned(),
                 message: error["message"].as_str().unwrap_or_default().to_owned(),
@@ -314,6 +371,38 @@ impl Fleet {
         entries.iter().map(|e| serde_json::from_slice(&e.bytes).expect("an event is JSON")).collect()
     }
 
+    /// All events of a type without prefix in the whole log, oldest first.
+    ///
+    /// # Panics
+    /// When the log can't be read.
+    pub async fn events_of(&self, kind: &str) -> Vec<Value> {
+        let wanted = format!("rollcall.{kind}");
+        let (mut found, mut after) = (Vec::new(), 0);
+        loop {
+            let page = until("a page of the log", SOON, || self.log.read_range(after, 1000, &[])).await;
+            let events = page.entries.iter().filter_map(|e| serde_json::from_slice::<Value>(&e.bytes).ok());
+            found.extend(events.filter(|e| e["type"] == wanted.as_str()));
+            after = page.next_after;
+            if !page.more {
+                return found;
+            }
+        }
+    }
+
+    /// What a service says on `/readyz`: nothing when it is ready, else what it waits for.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn waits_for(&self, name: &str) -> Result<Vec<String>, String> {
+        let address = self.admin_address(name).ok_or_else(|| "no admin address yet".to_owned())?;
+        let answer = reqwest::get(format!("http://{address}/readyz")).await.map_err(|e| e.to_string())?;
+        let ready = answer.status().is_success();
+        let body: Value = answer.json().await.map_err(|e| e.to_string())?;
+        let waits: Vec<String> = serde_json::from_value(body["waiting_for"].clone()).unwrap_or_default();
+        assert_eq!(ready, waits.is_empty(), "{body}");
+        Ok(waits)
+    }
+
     /// Waits for an event of an execution by its type without prefix, and returns the first.
     pub async fn event(&self, id: &str, kind: &str, within: Duration) -> Value {
         let wanted = format!("rollcall.{kind}");
@@ -333,6 +422,14 @@ impl Fleet {
         })
         .await
     }
+}
+
+async fn slowed(redis: &RedisServer, delays: &'static [Duration]) -> Option<Proxy> {
+    if delays.is_empty() {
+        return None;
+    }
+    let socket = redis.url().trim_start_matches("redis+unix://").into();
+    Some(Proxy::start(Upstream::Socket(socket), delays).await)
 }
 
 /// The types of events, in order.

@@ -2,11 +2,15 @@
 
 pub mod agent;
 pub mod audit;
+pub mod credentials;
 pub mod fleet;
+pub mod load;
 pub mod process;
+pub mod proxy;
+pub mod raw;
 pub mod sse;
 pub mod wait;
 
 pub use agent::{OnDispatch, OnTerminate, ScriptedAgent};
 pub use fleet::{ApiFailure, Fleet, Options};
-pub use wait::until;
+pub use wait::{lasts, until};

@@ -31,3 +31,23 @@ where
         }
     }
 }
+
+/// Looks for `how_long` whether something stays as it is.
+///
+/// # Panics
+/// At the first look that says otherwise, naming what should have lasted and what was seen.
+pub async fn lasts<S, F, Fut>(what: &str, how_long: Duration, mut look: F)
+where
+    S: Debug,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<(), S>>,
+{
+    let begun = Instant::now();
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    while begun.elapsed() < how_long {
+        ticks.tick().await;
+        if let Err(seen) = look().await {
+            panic!("{what} for {how_long:?}, but after {:?}: {seen:?}", begun.elapsed());
+        }
+    }
+}

@@ -1,8 +1,11 @@
 //! The stories: each with real servers and real service processes, waiting on conditions and not on time.
 
 mod stories {
+    mod accidents;
+    mod attacks;
     mod bad_input;
     mod crashes;
+    mod judgement;
     mod ordinary;
     mod recovery;
 }

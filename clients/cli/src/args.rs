@@ -54,11 +54,10 @@ impl Global {
             ("ROLLCALL_CONFIG", self.config.clone().map(Into::into)),
         ];
         let given = options.iter().filter_map(|(name, value)| Some((OsString::from(name), value.clone()?)));
-        let environment = std::env::vars_os().filter(|(name, _)| {
-            // A command of `agent run` may itself call rollcall: what it was told of its execution is no setting.
-            !AGENT_VARIABLES.iter().any(|own| name == own)
-                && !options.iter().any(|(option, value)| value.is_some() && name == option)
-        });
+        // A command of `agent run` may itself call rollcall: what it was told of its execution is no setting.
+        let environment =
+            std::env::vars_os().filter(|(name, _)| !AGENT_VARIABLES.iter().any(|own| name == own));
+        // The last value of a name counts.
         Settings::load_from("rollcall", environment.chain(given))
             .map_err(|error| Failure::new(exit::SETTINGS, error.to_string()))
     }

@@ -62,16 +62,12 @@ impl Dispatcher {
             if let Some(meta) = self.capacity.meta(pool.as_str()).await?
                 && meta.log_seq > last
             {
-                tracing::error!(%pool, in_redis = meta.log_seq, in_log = last, "redis is ahead of the log");
-                self.ledger
-                    .system(
-                        SystemEventKind::LogRegressed,
-                        serde_json::json!({"pool": pool, "cause": "redis reflects more than the log holds",
-                            "redis_log_seq": meta.log_seq, "log_seq": last}),
-                    )
-                    .await;
-                // What Redis held came from a log that is gone.
-                self.capacity.rebuild_begin(pool.as_str(), decide::millis(self.ledger.now())).await?;
+                // Work goes on while this looks: only a log that ends before what was read from Redis is a regression.
+                let now = self.ledger.current().await?;
+                if meta.log_seq > now {
+                    self.log_regressed(&pool, meta.log_seq, now).await?;
+                    continue;
+                }
             }
             let findings = self.audit_pool(&pool).await?;
             if findings.repaired() > 0 {
@@ -87,6 +83,20 @@ impl Dispatcher {
         Ok(())
     }
 
+    /// What Redis holds came from a log that is gone: it is built anew from the one there is.
+    async fn log_regressed(
+        self: &Arc<Self>,
+        pool: &Pool,
+        in_redis: u64,
+        in_log: u64,
+    ) -> Result<(), RebuildError> {
+        tracing::error!(%pool, in_redis, in_log, "redis is ahead of the log");
+        let facts = serde_json::json!({"pool": pool, "cause": "redis reflects more than the log holds",
+            "redis_log_seq": in_redis, "log_seq": in_log});
+        self.ledger.system(SystemEventKind::LogRegressed, facts).await;
+        self.rebuild_anyway(pool, "the log went back in time").await
+    }
+
     async fn audit_pool(self: &Arc<Self>, pool: &Pool) -> Result<Findings, RebuildError> {
         let mut findings = Findings::default();
         let found = match self.scan(pool).await {
@@ -97,7 +107,7 @@ impl Dispatcher {
             // The index names a slot that is not there.
             Err(CapacityError::Reply { .. }) => {
                 findings.torn += 1;
-                self.rebuild_torn(pool).await?;
+                self.rebuild_anyway(pool, "redis contradicted itself").await?;
                 return Ok(findings);
             }
             other => other?,
@@ -109,7 +119,7 @@ impl Dispatcher {
             findings.torn = first.intersection(&second).count();
         }
         if findings.torn > 0 {
-            self.rebuild_torn(pool).await?;
+            self.rebuild_anyway(pool, "redis contradicted itself").await?;
             return Ok(findings);
         }
         self.audit_agents(pool).await;

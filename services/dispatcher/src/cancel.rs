@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use rollcall_core::{
     ExecutionId,
-    execution::State,
+    execution::{Attempt, State},
     subject::AgentVerb,
     wire::{Outcome, Report, TerminateReply, TerminateRequest, TerminateState},
 };
@@ -45,22 +45,12 @@ impl Dispatcher {
             return true;
         }
         let Some(held) = execution.current() else { return true };
-        let request = TerminateRequest {
-            execution_id: id.clone(),
-            attempt,
-            reason: "cancelled".to_owned(),
-            grace_ms: self.settings.terminate_grace_ms,
-        };
-        let Ok(body) = serde_json::to_vec(&request) else { return true };
-        let subject = self.subjects.agent_request(&held.agent_id, &held.instance_id, AgentVerb::Terminate);
-        let timeout = Duration::from_millis(self.settings.terminate_grace_ms) + ANSWER_MARGIN;
-        let Ok(reply) = self.bus.request(subject, Bytes::from(body), timeout).await else { return false };
-        let confirmed_by = match serde_json::from_slice::<TerminateReply>(&reply.payload).map(|r| r.state) {
-            Ok(TerminateState::Terminated) => "terminated",
+        let confirmed_by = match self.terminate(id, held).await {
+            Some(TerminateState::Terminated) => "terminated",
             // It may have finished a moment ago: what it reported counts first.
-            Ok(TerminateState::NotRunning) if self.report_waits(&execution, attempt).await => return false,
-            Ok(TerminateState::NotRunning) => "not_running",
-            Ok(TerminateState::StillRunning) | Err(_) => return false,
+            Some(TerminateState::NotRunning) if self.report_waits(&execution, attempt).await => return false,
+            Some(TerminateState::NotRunning) => "not_running",
+            Some(TerminateState::StillRunning) | None => return false,
         };
         match self.ledger.decide(id, |e| e.confirm_cancel(attempt, confirmed_by, None, None)).await {
             Ok(change) => {
@@ -73,6 +63,31 @@ impl Dispatcher {
                 false
             }
         }
+    }
+
+    /// Has the agent end an attempt: over HTTP where that is how it is driven, else over NATS. `None`: no answer.
+    async fn terminate(&self, id: &ExecutionId, held: &Attempt) -> Option<TerminateState> {
+        let timeout = Duration::from_millis(self.settings.terminate_grace_ms) + ANSWER_MARGIN;
+        let control = self.ledger.agent(&held.agent_id).and_then(|agent| agent.control().cloned());
+        if let Some(endpoint) = control {
+            return match self.registries.terminate(&endpoint, id, timeout).await {
+                Ok(()) => Some(TerminateState::Terminated),
+                Err(error) => {
+                    tracing::info!(execution_id = %id, agent_id = %held.agent_id, %error, "not terminated yet");
+                    None
+                }
+            };
+        }
+        let request = TerminateRequest {
+            execution_id: id.clone(),
+            attempt: held.number,
+            reason: "cancelled".to_owned(),
+            grace_ms: self.settings.terminate_grace_ms,
+        };
+        let body = serde_json::to_vec(&request).ok()?;
+        let subject = self.subjects.agent_request(&held.agent_id, &held.instance_id, AgentVerb::Terminate);
+        let reply = self.bus.request(subject, Bytes::from(body), timeout).await.ok()?;
+        serde_json::from_slice::<TerminateReply>(&reply.payload).ok().map(|reply| reply.state)
     }
 
     /// Whether a report of this attempt lies on the bus that says more than that it was ended. When that can't be

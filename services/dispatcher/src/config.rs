@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rollcall_service::settings::Settings;
+use rollcall_service::{Cidr, settings::Settings};
 
 /// See PROTOCOL.md 8 for the variables.
 #[derive(Debug, Clone)]
@@ -15,6 +15,8 @@ pub(crate) struct Config {
     pub default_timeout_ms: u64,
     /// Time between asking work to end and killing it, in milliseconds.
     pub terminate_grace_ms: u64,
+    /// Private ranges that the control endpoints of agents may be in.
+    pub(crate) allow_cidrs: Vec<Cidr>,
     /// Time between two audits.
     pub audit_interval: Duration,
 }
@@ -30,6 +32,7 @@ impl From<&Settings> for Config {
             queue_ttl_ms: millis(settings.queue_ttl),
             default_timeout_ms: millis(settings.default_timeout),
             terminate_grace_ms: millis(settings.terminate_grace),
+            allow_cidrs: settings.allow_cidrs.clone(),
             audit_interval: settings.audit_interval,
         }
     }

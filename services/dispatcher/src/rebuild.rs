@@ -49,10 +49,14 @@ impl Dispatcher {
         self.build(pool, if meta.is_some() { "redis went back in time" } else { "redis was empty" }).await
     }
 
-    /// Builds a pool anew although it says that it is ready: what it holds contradicts itself.
-    pub(crate) async fn rebuild_torn(self: &Arc<Self>, pool: &Pool) -> Result<(), RebuildError> {
+    /// Builds a pool anew although it says that it is ready.
+    pub(crate) async fn rebuild_anyway(
+        self: &Arc<Self>,
+        pool: &Pool,
+        cause: &str,
+    ) -> Result<(), RebuildError> {
         let _one_at_a_time = self.rebuilding.lock().await;
-        self.build(pool, "redis contradicted itself").await
+        self.build(pool, cause).await
     }
 
     async fn build(self: &Arc<Self>, pool: &Pool, cause: &str) -> Result<(), RebuildError> {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use rollcall_capacity::{AgentSetting, RedisCapacity};
+use rollcall_control::Registries;
 use rollcall_core::{
     AgentId, Pool,
     event::SystemEventKind,
@@ -52,6 +53,7 @@ pub(crate) struct Dispatcher {
     pub(crate) reports: Reports,
     pub(crate) bus: Bus,
     pub(crate) subjects: Subjects,
+    pub(crate) registries: Registries,
     pub(crate) settings: Config,
     pub(crate) launches: Semaphore,
     pub(crate) waits: Waits,
@@ -90,6 +92,7 @@ impl Dispatcher {
             capacity: parts.capacity,
             bus: parts.bus,
             subjects: parts.subjects,
+            registries: Registries::new(&parts.settings.allow_cidrs),
             settings: parts.settings,
             launches: Semaphore::new(LAUNCHES_MAX),
             waits: Waits::default(),

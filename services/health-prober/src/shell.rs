@@ -358,7 +358,8 @@ impl Shell {
             Input::Probed(report) => self.probed(report),
             Input::File(agents) => self.file_read(agents),
             Input::Lost(loss) => {
-                if let Some(index) = self.fleet.find(loss.agent_id.as_str())
+                // It may come before the agent's own events, while the log is being read.
+                if let Some(index) = self.place(&loss.agent_id)
                     && let Some(entry) = self.fleet.get_mut(index)
                 {
                     entry.known.lose(loss.reason, loss.returned, loss.time);

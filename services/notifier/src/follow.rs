@@ -52,10 +52,16 @@ pub async fn follow(
     let mut tail = shared.log.tail(0, [shared.subjects.all_events().as_str()]);
     loop {
         beat.beat();
-        let batch = tokio::select! {
-            () = shared.shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(BEAT_INTERVAL) => continue,
-            batch = tail.next_batch(BATCH_MAX) => batch?,
+        let batch = {
+            // One wait over all beats: opening the tail anew after a long outage may take longer than one.
+            let mut next = std::pin::pin!(tail.next_batch(BATCH_MAX));
+            loop {
+                tokio::select! {
+                    () = shared.shutdown.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(BEAT_INTERVAL) => beat.beat(),
+                    batch = &mut next => break batch?,
+                }
+            }
         };
         if let Some(last) = batch.entries.last() {
             let behind = if batch.caught_up { 0.0 } else { age_ms(last) };

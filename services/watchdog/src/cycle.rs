@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
+use rollcall_control::CALLS_MAX;
 use rollcall_core::{AgentId, ExecutionId, InstanceId, Timestamp, event::SystemEventKind};
 use tokio_util::sync::CancellationToken;
 
@@ -11,7 +12,6 @@ use crate::{
     config::ms,
     edge::{self, Answer},
     matrix::{Row, verdict_in_words},
-    registry::CALLS_MAX,
     report::{Categories, CycleReport, NAMED_MAX, Named, Registry},
     shared::Shared,
     state::World,

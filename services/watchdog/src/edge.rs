@@ -10,7 +10,9 @@ use rollcall_core::{
 };
 use rollcall_nats::RequestError;
 
-use crate::{config::ms, registry::RegistryError, shared::Shared};
+use rollcall_control::RegistryError;
+
+use crate::{config::ms, shared::Shared};
 
 /// How long an instance may take to say what it holds.
 pub const LOOK_TIMEOUT: Duration = Duration::from_secs(1);

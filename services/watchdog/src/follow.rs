@@ -33,12 +33,15 @@ pub async fn follow(
     let mut current = false;
     let mut tick = tokio::time::interval(std::time::Duration::from_secs(1));
     loop {
-        let batch = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            batch = tail.next_batch(BATCH_MAX) => batch.context("following the log")?,
-            _ = tick.tick() => {
-                alive.beat();
-                continue;
+        let batch = {
+            // One wait over all ticks: opening the tail anew after a long outage takes longer than a tick.
+            let mut next = std::pin::pin!(tail.next_batch(BATCH_MAX));
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    batch = &mut next => break batch.context("following the log")?,
+                    _ = tick.tick() => alive.beat(),
+                }
             }
         };
         alive.beat();

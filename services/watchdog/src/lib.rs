@@ -17,7 +17,6 @@ pub mod facts;
 pub mod follow;
 pub mod matrix;
 pub mod recover;
-pub mod registry;
 pub mod report;
 pub mod sentry;
 pub mod shared;

@@ -13,7 +13,9 @@ use rollcall_nats::{Append, AppendError, Bus, EventLog, Reports};
 use rollcall_service::Settings;
 use tokio::sync::Notify;
 
-use crate::{ears::Ears, registry::Registries, report::Ledger, state::World};
+use rollcall_control::Registries;
+
+use crate::{ears::Ears, report::Ledger, state::World};
 
 /// Shared by all tasks.
 pub struct Shared {

@@ -37,6 +37,11 @@ impl RedisServer {
         format!("redis+unix://{}", self.socket().display())
     }
 
+    /// Its process id while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Stops it at once, as a crash does. Everything in it is lost.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

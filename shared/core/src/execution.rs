@@ -344,7 +344,10 @@ impl Execution {
                     && retried.attempt == self.attempt + 1
             }
             ExecutionEvent::Completed(done) if done.late => self.takes_late_completion(done.attempt),
-            ExecutionEvent::Queued(_) => current && matches!(self.state, State::Queued | State::Dispatching),
+            ExecutionEvent::Queued(queued) => {
+                let came_back = self.state == State::Dispatching && queued.reason.is_some();
+                current && (self.state == State::Queued || came_back)
+            }
             ExecutionEvent::Dispatched(_) | ExecutionEvent::Expired(_) => {
                 current && self.state == State::Queued
             }

@@ -90,6 +90,7 @@ pub struct Tail {
     /// `behind` became false and nobody was told yet.
     announce: bool,
     pause: Duration,
+    reopen_at: Option<Instant>,
     logged_at: Option<Instant>,
     ready: VecDeque<Entry>,
 }
@@ -116,6 +117,7 @@ impl Tail {
             behind: true,
             announce: false,
             pause: Duration::ZERO,
+            reopen_at: None,
             logged_at: None,
             ready: VecDeque::new(),
         }
@@ -248,9 +250,10 @@ impl Tail {
     /// Checks that the log still is the one that was read, and starts reading after the last entry.
     async fn open(&mut self) -> Result<(), TailError> {
         self.forget_consumer();
-        if !self.pause.is_zero() {
-            tokio::time::sleep(self.pause).await;
-        }
+        // Kept over calls: whoever gives up waiting and calls again must not start the pause anew.
+        let until = *self.reopen_at.get_or_insert_with(|| Instant::now() + self.pause);
+        tokio::time::sleep_until(until).await;
+        self.reopen_at = None;
         self.pause = (self.pause * 2).clamp(REOPEN_MIN_PAUSE, REOPEN_MAX_PAUSE);
         self.bus.connected().await;
         match self.try_open().await {

@@ -133,6 +133,11 @@ impl NatsServer {
         if self.child.is_none() { self.run() } else { Ok(()) }
     }
 
+    /// Other lines of configuration from its next start on.
+    pub fn configure(&mut self, config: Option<&str>) {
+        self.config = config.map(str::to_owned);
+    }
+
     /// Stops and starts it on the same port and store.
     ///
     /// # Errors

@@ -103,6 +103,7 @@ pub struct WorkConsumer {
     /// Deliveries of a source that ended; they are still ours to settle.
     leftover: VecDeque<Delivery>,
     pause: Duration,
+    reopen_at: Option<Instant>,
     logged_at: Option<Instant>,
 }
 
@@ -123,6 +124,7 @@ impl WorkConsumer {
             source: None,
             leftover: VecDeque::new(),
             pause: Duration::ZERO,
+            reopen_at: None,
             logged_at: None,
         }
     }
@@ -184,9 +186,10 @@ impl WorkConsumer {
     }
 
     async fn open(&mut self) -> Result<(), WorkError> {
-        if !self.pause.is_zero() {
-            tokio::time::sleep(self.pause).await;
-        }
+        // Kept over calls: whoever gives up waiting and calls again must not start the pause anew.
+        let until = *self.reopen_at.get_or_insert_with(|| Instant::now() + self.pause);
+        tokio::time::sleep_until(until).await;
+        self.reopen_at = None;
         self.pause = (self.pause * 2).clamp(REOPEN_MIN_PAUSE, REOPEN_MAX_PAUSE);
         self.bus.connected().await;
         let config = PullConfig { batch: self.options.prefetch.max(1), expires: WORK_EXPIRES };

@@ -1,62 +1,18 @@
 //! What happens when parts of the system itself fail, under load.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
-use e2e::{Fleet, OnDispatch, ScriptedAgent, fleet::Options, fleet::SOON, until};
+use e2e::{
+    Fleet, ScriptedAgent,
+    fleet::{Options, SOON},
+    load::{LOAD, Load},
+    until,
+};
 use rollcall_capacity::testing::RedisServer;
 use serde_json::json;
-
-/// Executions of one load.
-const LOAD: usize = 60;
-
-/// A fleet under load: two agents that complete everything they are given.
-struct Load {
-    fleet: Fleet,
-    agents: Vec<ScriptedAgent>,
-    submitted: Vec<String>,
-}
-
-impl Load {
-    async fn start(options: Options) -> Self {
-        let fleet = Fleet::start_with(options.env("ROLLCALL_QUEUE_DEPTH", 1000)).await;
-        let mut agents = Vec::new();
-        for name in ["a", "b"] {
-            let agent = ScriptedAgent::start(&fleet.bus, name, 2).await;
-            agent.on_dispatch(OnDispatch::Complete);
-            fleet.status(name, "connected", SOON).await;
-            agents.push(agent);
-        }
-        Self { fleet, agents, submitted: Vec::new() }
-    }
-
-    /// Submits a part of the load; every submission is repeated until it is answered.
-    async fn submit(&mut self, count: usize) {
-        for n in 0..count {
-            let target = if n % 2 == 0 { json!({"pool": "default"}) } else { json!({"agent_id": "a"}) };
-            let mut body = target;
-            body["on_loss"] = json!("requeue");
-            body["max_attempts"] = json!(10);
-            body["input"] = json!(n);
-            let reply = self.fleet.submit(body).await;
-            self.submitted.push(reply["execution_id"].as_str().expect("an id").to_owned());
-        }
-    }
-
-    /// Everything that was taken ends well, whatever happened, and the invariants hold.
-    async fn ends_well(&self) {
-        for execution in &self.submitted {
-            self.fleet.state(execution, "completed", Duration::from_secs(60)).await;
-        }
-        self.fleet.audit().await;
-        assert!(self.agents.iter().all(|a| a.held().is_empty()));
-    }
-}
 
 async fn killed_under_load(service: &str) {
     let mut load = Load::start(Options::default()).await;

@@ -278,6 +278,49 @@ async fn subscribers_that_come_back_miss_nothing() {
     fleet.audit().await;
 }
 
+/// An agent that is driven over HTTP: what it is asked, and an answer that makes every terminate succeed.
+async fn control_endpoint() -> (String, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = std::sync::Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut request = vec![0; 4096];
+            let Ok(read) = socket.read(&mut request).await else { continue };
+            let line =
+                String::from_utf8_lossy(&request[..read]).lines().next().unwrap_or_default().to_owned();
+            let body =
+                if line.starts_with("GET") { r#"{"executions":[{"execution_id":"driven"}]}"# } else { "{}" };
+            seen.lock().expect("no panic while pushing").push(line);
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = socket.write_all(answer.as_bytes()).await;
+        }
+    });
+    (url, asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_driven_over_http_is_cancelled_over_http() {
+    let fleet =
+        Fleet::start_with(e2e::fleet::Options::default().env("ROLLCALL_ALLOW_CIDRS", "127.0.0.0/8")).await;
+    let (url, asked) = control_endpoint().await;
+    let extra = json!({"control": {"kind": "http", "url": url}});
+    let _agent = ScriptedAgent::start_with(&fleet.bus, "a", 1, extra).await;
+    fleet.status("a", "connected", SOON).await;
+    fleet.submit(json!({"execution_id": "driven", "agent_id": "a", "delivery": "external"})).await;
+    let reply = fleet.api("cancel", json!({"execution_id": "driven"})).await.unwrap();
+    assert_eq!(reply["state"], "cancelling");
+    fleet.state("driven", "cancelled", SOON).await;
+    let asked = asked.lock().expect("no panic while pushing").clone();
+    assert!(asked.iter().any(|line| line.starts_with("POST /api/executions/driven/terminate ")), "{asked:?}");
+    fleet.audit().await;
+}
+
 /// A command as an agent: its own process, its own process group, its result from its stdout.
 #[tokio::test(flavor = "multi_thread")]
 async fn any_command_is_an_agent() {

@@ -275,3 +275,14 @@ async fn no_server_is_69_and_a_bad_argument_2() {
     let mut command = crate::fleet::rollcall();
     assert_eq!(output(command.args(["submit", "--agent", "a.b"])).await.status.code(), Some(2));
 }
+
+#[tokio::test]
+async fn an_option_goes_before_the_environment() {
+    let stage = Stage::start().await;
+    stage.serve("agents", |_| json!({"agents": []})).await;
+    let mut command = crate::fleet::rollcall();
+    // The environment of a command that `agent run` runs: no setting, and no warning either.
+    command.env("ROLLCALL_NATS_URL", "nats://127.0.0.1:1").env("ROLLCALL_ATTEMPT", "1");
+    let output = output(command.args(["agents", "--nats-url", &stage.server.url()])).await;
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+}

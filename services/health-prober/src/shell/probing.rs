@@ -45,6 +45,11 @@ impl Shell {
         };
         let trust =
             if is_operators(&self.file, &agent.id, &endpoint) { Trust::Operator } else { Trust::Agent };
+        let probed = entry.live.probe.as_deref();
+        if probed.is_some_and(|p| p.endpoint == endpoint && p.instance_id == instance_id && p.trust == trust)
+        {
+            return;
+        }
         let target = Target {
             agent_id: agent.id.clone(),
             instance_id: instance_id.clone(),
@@ -72,7 +77,7 @@ impl Shell {
         let started =
             now.as_millis().saturating_sub(i64::try_from(report.took.as_millis()).unwrap_or(i64::MAX));
         // We were deaf or stalled ourselves while it was made: its failure may be ours.
-        let disturbed = self.fleet.deaf || started < self.fleet.floor.as_millis() || now < self.judge_after;
+        let disturbed = self.fleet.deaf || started < self.fleet.floor.as_millis() || self.holds(now);
         let slow_after = self.probe_timeout / SLOW_SHARE;
         let policy = &self.policy;
         let Some(entry) = self.fleet.get_mut(report.index) else { return };

@@ -37,16 +37,19 @@ async fn plain(notifier: &Notifier, query: &str) -> Socket {
     open(notifier, query, Asked { protocol: Some("rollcall.v1.json"), origin: None }).await.0
 }
 
-/// The next text, or the close.
+/// The next text, or the close. Pings don't extend the deadline.
 async fn next(socket: &mut Socket) -> Result<String, CloseFrame> {
-    loop {
-        match within("the next message", socket.next()).await {
-            Some(Ok(Message::Text(text))) => return Ok(text.as_str().to_owned()),
-            Some(Ok(Message::Close(Some(frame)))) => return Err(frame),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-            other => panic!("{other:?}"),
+    within("the next message", async {
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Text(text))) => return Ok(text.as_str().to_owned()),
+                Some(Ok(Message::Close(Some(frame)))) => return Err(frame),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => panic!("{other:?}"),
+            }
         }
-    }
+    })
+    .await
 }
 
 #[tokio::test]

@@ -99,9 +99,11 @@ impl Execution {
         }
     }
 
-    /// It got no slot and waits, or its dispatch came back (`reason`).
+    /// It got no slot and waits, or its dispatch came back (`reason`). Without a reason nothing that was dispatched is
+    /// taken back: a submitter who learns late that its work was to wait must not undo its promotion.
     pub fn queue(&self, position: u64, reason: Option<String>) -> Result<ExecutionEvent, Refusal> {
-        if !matches!(self.state, State::Queued | State::Dispatching) {
+        let may = self.state == State::Queued || (self.state == State::Dispatching && reason.is_some());
+        if !may {
             return Err(self.refuse());
         }
         Ok(Queued {

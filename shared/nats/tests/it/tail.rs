@@ -224,3 +224,31 @@ async fn several_batches_of_thousands_come_in_order() {
         soon(writer).await.unwrap();
     }
 }
+
+/// A reader with a tick of its own gives up each wait; an outage must not make every later wait longer than its tick.
+#[tokio::test]
+async fn giving_up_a_wait_again_and_again_does_not_keep_it_from_coming_back() {
+    const TICK: Duration = Duration::from_millis(100);
+    let (mut server, bus, log) = fleet().await;
+    put(&log, "t.event.agent.a", "a1", 0).await;
+    let mut tail = log.tail(0, []);
+    assert_eq!(take(&mut tail, 1).await, [1]);
+    let epoch = bus.link().borrow().epoch;
+    server.stop().unwrap();
+    // Long enough for the pauses between two tries to grow to their longest.
+    for _ in 0..40 {
+        let _ = tokio::time::timeout(TICK, tail.next_batch(10)).await;
+    }
+    server.start_again().unwrap();
+    reconnected(&bus, epoch + 1).await;
+    put(&log, "t.event.agent.b", "b1", 0).await;
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < DEADLINE, "it never came back");
+        if let Ok(batch) = tokio::time::timeout(TICK, tail.next_batch(10)).await
+            && batch.unwrap().entries.iter().any(|entry| entry.seq == 2)
+        {
+            return;
+        }
+    }
+}

@@ -130,13 +130,20 @@ fn what_was_lost_on_its_way_to_a_fallen_instance_is_nobodys_fault() {
         deadline: T0,
         timeout_ms: 5,
     };
-    truth.told(&dispatched.into(), T0);
+    truth.told(&dispatched.clone().into(), T0);
     let lost = recovered(1, RecoveryReason::AgentLost, RecoveryAction::Failed);
     truth.instance_struck(instance());
     truth.told(&lost, T0);
     truth.close();
     assert!(truth.is_as_it_should_be(), "{:?}", truth.words);
     assert_eq!(truth.lost_in_dispatch, 1);
+
+    // Once it was accepted its agent knows better: nothing befell it.
+    let mut truth = accepted(Kind::Normal);
+    truth.told(&dispatched.into(), T0);
+    truth.instance_struck(instance());
+    truth.told(&lost, T0);
+    assert_eq!(count(&truth, Deviation::WronglyRecovered), 1);
 }
 
 #[test]

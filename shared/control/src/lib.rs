@@ -144,6 +144,8 @@ struct Running {
     executions: Option<Vec<serde_json::Value>>,
     #[serde(default)]
     pending_ids: Option<Vec<serde_json::Value>>,
+    #[serde(default)]
+    recently_completed_ids: Option<Vec<serde_json::Value>>,
 }
 
 impl Registries {
@@ -174,7 +176,7 @@ impl Registries {
         Ok((client, url))
     }
 
-    /// What runs there, and what it has accepted and not started.
+    /// What it knows: running, accepted and not started, and finished a moment ago.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -243,9 +245,10 @@ fn read_running(body: &[u8]) -> Result<Vec<ExecutionId>, RegistryError> {
     let executions =
         running.executions.ok_or_else(|| RegistryError::Answer("an object without executions".to_owned()))?;
     let named = executions.iter().filter_map(|entry| entry.get("execution_id")?.as_str());
-    let pending = running.pending_ids.unwrap_or_default();
-    let pending = pending.iter().filter_map(|id| id.as_str());
-    Ok(named.chain(pending).filter_map(|id| ExecutionId::new(id).ok()).collect())
+    // What has just finished there is known there: whoever orchestrates it may not have said so yet.
+    let others = [running.pending_ids, running.recently_completed_ids];
+    let others = others.iter().flatten().flatten().filter_map(|id| id.as_str());
+    Ok(named.chain(others).filter_map(|id| ExecutionId::new(id).ok()).collect())
 }
 
 #[cfg(test)]
@@ -303,9 +306,9 @@ mod tests {
     fn odd_entries_of_a_registry_are_skipped() {
         let body =
             br#"{"executions":[{"execution_id":"a"},null,{"execution_id":null},{"execution_id":"x.y"},{}],
-            "pending_ids":["p",null,""],"recently_completed_ids":["z"]}"#;
+            "pending_ids":["p",null,""],"recently_completed_ids":["z",7]}"#;
         let ids: Vec<String> = read_running(body).unwrap().iter().map(ToString::to_string).collect();
-        assert_eq!(ids, ["a", "p"]);
+        assert_eq!(ids, ["a", "p", "z"]);
         assert!(read_running(b"{}").is_err() && read_running(b"[]").is_err());
     }
 }

@@ -1,0 +1,508 @@
+//! The hard cases of judging agents and executions.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use e2e::{
+    Fleet, OnDispatch, OnTerminate, ScriptedAgent,
+    fleet::{Options, SOON, kinds},
+    lasts,
+    proxy::{Flow, Proxy, Upstream},
+    until,
+};
+use rollcall_core::Timestamp;
+use rollcall_nats::{Bus, BusOptions};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+use tokio_util::sync::CancellationToken;
+
+fn id(reply: &Value) -> String {
+    reply["execution_id"].as_str().expect("an execution id").to_owned()
+}
+
+fn time_of(event: &Value) -> i64 {
+    Timestamp::parse(event["time"].as_str().expect("a time")).expect("RFC 3339").as_millis()
+}
+
+async fn recovered(fleet: &Fleet, execution: &str) -> Value {
+    fleet.event(execution, "execution.recovered", SOON).await["data"].clone()
+}
+
+/// So many agents, each with so much running work.
+async fn busy_agents(
+    fleet: &Fleet,
+    bus: &Bus,
+    agents: usize,
+    work: u32,
+) -> Vec<(ScriptedAgent, Vec<String>)> {
+    let mut all = Vec::new();
+    for n in 0..agents {
+        let name = format!("a{n}");
+        let agent = ScriptedAgent::start(bus, &name, work).await;
+        fleet.status(&name, "connected", SOON).await;
+        let mut held = Vec::new();
+        for _ in 0..work {
+            held.push(id(&fleet.submit(json!({"agent_id": name})).await));
+        }
+        for execution in &held {
+            fleet.state(execution, "running", SOON).await;
+        }
+        all.push((agent, held));
+    }
+    all
+}
+
+async fn system_event(fleet: &Fleet, kind: &str) -> Value {
+    until(&format!("system.{kind}"), SOON, || async {
+        fleet.events_of(&format!("system.{kind}")).await.first().cloned().ok_or("nothing yet")
+    })
+    .await
+}
+
+async fn cut_from_all_agents(how: Flow) {
+    let fleet = Fleet::start().await;
+    let proxy = Proxy::start(Upstream::Port(fleet.nats.port()), &[]).await;
+    let options = BusOptions {
+        url: format!("nats://{}", proxy.address()),
+        prefix: "rollcall".to_owned(),
+        connection_name: "the agents".to_owned(),
+        ..BusOptions::default()
+    };
+    let far = Bus::connect(options, CancellationToken::new()).await.expect("a connection through the proxy");
+    let agents = busy_agents(&fleet, &far, 4, 1).await;
+    proxy.set(how);
+    for (agent, _) in &agents {
+        fleet.status(&agent.id, "error", SOON).await;
+    }
+    system_event(&fleet, "recovery_suspended").await;
+    // Several times lost_after, which is a second.
+    lasts("nothing is recovered", Duration::from_secs(4), || async {
+        let found = fleet.events_of("execution.recovered").await;
+        if found.is_empty() { Ok(()) } else { Err(found) }
+    })
+    .await;
+    let explained = fleet.api("explain", json!({"execution_id": agents[0].1[0]})).await;
+    let waits = explained.expect("the watchdog explains what it knows");
+    assert_eq!(waits["row"], "suspended", "{waits}");
+    proxy.set(Flow::Open);
+    for (agent, _) in &agents {
+        fleet.status(&agent.id, "connected", SOON).await;
+    }
+    system_event(&fleet, "recovery_resumed").await;
+    for (agent, held) in &agents {
+        for execution in held {
+            agent.report(execution, 1, "completed", json!({"result": "of old"})).await;
+            fleet.state(execution, "completed", SOON).await;
+        }
+    }
+    for (kind, times) in
+        [("execution.recovered", 0), ("system.recovery_suspended", 1), ("system.recovery_resumed", 1)]
+    {
+        let found = fleet.events_of(kind).await;
+        assert_eq!(found.len(), times, "{kind}: {found:?}");
+    }
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_drops_everything_condemns_nobody() {
+    cut_from_all_agents(Flow::Stalled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_all_agents_cut_condemn_nobody() {
+    cut_from_all_agents(Flow::Severed).await;
+}
+
+/// Recoveries a second, and at once, of the next story.
+const RATE: usize = 2;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_the_fleet_killed_at_once() {
+    let options =
+        Options::default().env("ROLLCALL_BREAKER_WINDOW_MS", 8000).env("ROLLCALL_RECOVERY_RATE", RATE);
+    let fleet = Fleet::start_with(options).await;
+    let mut agents = busy_agents(&fleet, &fleet.bus, 8, 3).await;
+    let dead = agents.split_off(4);
+    let lost: Vec<String> = dead.iter().flat_map(|(_, held)| held.clone()).collect();
+    drop(dead);
+    let suspended = system_event(&fleet, "recovery_suspended").await;
+    assert_eq!(
+        (&suspended["data"]["silent"], &suspended["data"]["of"]),
+        (&json!(4), &json!(8)),
+        "{suspended}"
+    );
+    // A dry run says what stands there, and what it would do, and does nothing.
+    let report = until("a dry run to see all that is suspended", SOON, || async {
+        match fleet.api("watchdog.run", json!({"dry_run": true})).await {
+            Ok(report) if report["rows"]["suspended"] == lost.len() => Ok(report),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_eq!((&report["dry_run"], &report["categories"]["deferred"]), (&json!(true), &json!(lost.len())));
+    let named = report["executions"].as_array().unwrap();
+    assert!(lost.iter().all(|l| named.iter().any(|n| n["execution_id"] == l.as_str())), "{report}");
+    let status = fleet.api("watchdog.status", json!({})).await.unwrap();
+    assert_eq!(status["breaker"]["suspended"], true, "{status}");
+    assert_eq!(fleet.events_of("execution.recovered").await, Vec::<Value>::new());
+    // The window moves on: they are dead, not cut off.
+    let resumed = system_event(&fleet, "recovery_resumed").await;
+    let mut times = Vec::new();
+    for execution in &lost {
+        let event = fleet.event(execution, "execution.recovered", SOON).await;
+        assert_eq!(event["data"]["reason"], "agent_lost", "{event}");
+        times.push(time_of(&event));
+    }
+    times.sort_unstable();
+    assert!(times[0] >= time_of(&resumed) - 1000, "{} {}", times[0], time_of(&resumed));
+    for (n, start) in times.iter().enumerate() {
+        let inside = times[n..].iter().take_while(|t| **t < start + 1000).count();
+        // A burst of one second's worth, the rate itself, and one for an append that took a moment longer.
+        assert!(inside <= 2 * RATE + 1, "{inside} within a second: {times:?}");
+    }
+    for (_, held) in &agents {
+        for execution in held {
+            assert_eq!(fleet.execution(execution).await.unwrap()["state"], "running");
+        }
+    }
+    for (kind, count) in [
+        ("execution.recovered", lost.len()),
+        ("system.recovery_suspended", 1),
+        ("system.recovery_resumed", 1),
+    ] {
+        let found = fleet.events_of(kind).await;
+        assert_eq!(found.len(), count, "{kind}: {found:?}");
+    }
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_superseded_attempts_success_is_recorded_and_counts_for_nothing() {
+    let fleet = Fleet::start().await;
+    let old = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    fleet.status("a", "connected", SOON).await;
+    let work = id(&fleet.submit(json!({"agent_id": "a", "on_loss": "requeue"})).await);
+    fleet.state(&work, "running", SOON).await;
+    old.vanish().await;
+    let new = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    new.given(&work).await;
+    until("the second attempt to run", SOON, || async {
+        let view = fleet.execution(&work).await.map_err(|e| format!("{e:?}"))?;
+        if view["state"] == "running" && view["attempt"] == 2 { Ok(()) } else { Err(view.to_string()) }
+    })
+    .await;
+    old.report(&work, 1, "completed", json!({"result": "old"})).await;
+    let late = fleet.event(&work, "execution.late_result", SOON).await;
+    assert_eq!(
+        (&late["data"]["attempt"], &late["data"]["outcome"]),
+        (&json!(1), &json!("completed")),
+        "{late}"
+    );
+    let view = fleet.execution(&work).await.unwrap();
+    assert_eq!((&view["state"], &view["attempt"]), (&json!("running"), &json!(2)), "{view}");
+    new.report(&work, 2, "completed", json!({"result": "new"})).await;
+    let view = fleet.state(&work, "completed", SOON).await;
+    assert_eq!((&view["result"], &view["attempt"]), (&json!("new"), &json!(2)), "{view}");
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_that_stands_still_is_ended_and_work_that_moves_is_not() {
+    let fleet = Fleet::start().await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 2).await;
+    fleet.status("a", "connected", SOON).await;
+    let still = id(&fleet.submit(json!({"agent_id": "a", "stall_timeout_ms": 3000})).await);
+    let moving = id(&fleet.submit(json!({"agent_id": "a", "stall_timeout_ms": 3000})).await);
+    fleet.state(&moving, "running", SOON).await;
+    let begun = Instant::now();
+    let progress = |moves_until: Duration| {
+        let now = u64::try_from(begun.elapsed().as_millis()).unwrap_or(0) / 200;
+        agent.progress(&moving, now);
+        if begun.elapsed() < moves_until {
+            agent.progress(&still, now);
+        }
+    };
+    // It moves for longer than the stall timeout, and is left alone.
+    let moves_until = Duration::from_secs(5);
+    lasts("both run", moves_until, || async {
+        progress(moves_until);
+        let views = [fleet.execution(&still).await, fleet.execution(&moving).await];
+        let run = views.iter().all(|v| v.as_ref().is_ok_and(|v| v["state"] == "running"));
+        if run { Ok(()) } else { Err(views) }
+    })
+    .await;
+    let event = until("the one that stands still to be recovered", SOON, || async {
+        progress(moves_until);
+        let history = fleet.history(&still).await;
+        let found = history.iter().find(|e| e["type"] == "rollcall.execution.recovered").cloned();
+        found.ok_or_else(|| kinds(&history))
+    })
+    .await;
+    let facts = &event["data"];
+    assert_eq!(
+        (&facts["reason"], &facts["action"], &facts["terminate"]),
+        (&json!("stalled"), &json!("failed"), &json!("confirmed")),
+        "{facts}"
+    );
+    assert_eq!(agent.terminated()[0], (still.clone(), 1, "stalled".to_owned()));
+    assert_eq!(fleet.execution(&moving).await.unwrap()["state"], "running");
+    assert_eq!(agent.held(), [moving]);
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatch_that_nobody_took_is_recovered() {
+    let fleet = Fleet::start().await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    fleet.status("a", "connected", SOON).await;
+    agent.on_dispatch(OnDispatch::Silent);
+    let work = id(&fleet.submit(json!({"agent_id": "a"})).await);
+    let facts = recovered(&fleet, &work).await;
+    assert_eq!((&facts["reason"], &facts["action"]), (&json!("dispatch_lost"), &json!("failed")), "{facts}");
+    assert!(!kinds(&fleet.history(&work).await).contains(&"execution.started".to_owned()));
+    assert!(agent.dispatched().iter().all(|(_, attempt)| *attempt == 1), "only ever the same attempt");
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_drains_undrains_says_goodbye_and_forgets() {
+    let fleet = Fleet::start().await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    fleet.status("a", "connected", SOON).await;
+    let view = fleet.api("drain", json!({"agent_id": "a", "reason": "new kernel"})).await.unwrap();
+    assert_eq!(
+        (&view["status"], &view["draining"]["by"]),
+        (&json!("draining"), &json!("operator")),
+        "{view}"
+    );
+    assert_eq!(view["draining"]["reason"], "new kernel");
+    let waits = fleet.submit(json!({"agent_id": "a"})).await;
+    assert_eq!(waits["state"], "queued", "{waits}");
+    // Its heartbeats are well, and change nothing: the wish is not about health.
+    for _ in 0..3 {
+        assert_eq!(agent.beat().await["status"], "draining");
+    }
+    assert!(agent.dispatched().is_empty());
+    let view = fleet.api("undrain", json!({"agent_id": "a"})).await.unwrap();
+    assert_eq!((&view["status"], &view["draining"]), (&json!("connected"), &Value::Null), "{view}");
+    agent.given(&id(&waits)).await;
+    let sent = json!({"agent_id": "a", "deadline_ms": 1234, "in_flight": "return"});
+    let answer = fleet.api("goodbye", sent).await.unwrap();
+    assert_eq!((&answer["sent"], &answer["answered"]), (&json!(true), &json!(true)), "{answer}");
+    let goodbye = &agent.goodbyes()[0];
+    assert_eq!(
+        (&goodbye["reason"], &goodbye["deadline_ms"], &goodbye["in_flight"]),
+        (&json!("operator"), &json!(1234), &json!("return"))
+    );
+    agent.report(&id(&waits), 1, "completed", json!({"result": 1})).await;
+    fleet.state(&id(&waits), "completed", SOON).await;
+    agent.vanish().await;
+    fleet.status("a", "error", SOON).await;
+    let view = fleet.api("forget", json!({"agent_id": "a", "reason": "sold"})).await.unwrap();
+    assert_eq!((&view["status"], &view["reason"]), (&json!("gone"), &json!("sold")), "{view}");
+    for verb in ["drain", "undrain", "goodbye", "forget"] {
+        let refused = fleet.api(verb, json!({"agent_id": "nobody"})).await.unwrap_err();
+        assert_eq!(refused.code, "unknown_agent", "{verb}");
+    }
+    // Only a new instance comes back.
+    let _next = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    fleet.status("a", "connected", SOON).await;
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_drained_and_gone_on_purpose_never_suspend_recovery() {
+    let fleet = Fleet::start().await;
+    let agents = busy_agents(&fleet, &fleet.bus, 6, 1).await;
+    for (agent, _) in &agents[..5] {
+        fleet.api("drain", json!({"agent_id": agent.id, "reason": "night"})).await.unwrap();
+    }
+    // Four of them go, as they were asked to.
+    for (agent, held) in &agents[..4] {
+        agent.report(&held[0], 1, "completed", json!({"result": 1})).await;
+        fleet.state(&held[0], "completed", SOON).await;
+        agent.says("gone");
+        assert_eq!(agent.beat().await["status"], "gone");
+        agent.vanish().await;
+    }
+    // One of the two that are left dies with work in its hands: that is no mass failure.
+    let (dead, held) = &agents[4];
+    dead.vanish().await;
+    let facts = recovered(&fleet, &held[0]).await;
+    assert_eq!(facts["reason"], "agent_lost", "{facts}");
+    assert_eq!(fleet.execution(&agents[5].1[0]).await.unwrap()["state"], "running");
+    assert_eq!(fleet.events_of("system.recovery_suspended").await, Vec::<Value>::new());
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_comes_and_goes_is_marked_once() {
+    let fleet = Fleet::start().await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    fleet.status("a", "connected", SOON).await;
+    for fall in 1..=5 {
+        agent.beats(false);
+        until(&format!("fall {fall}"), SOON, || async {
+            let view = fleet.api("agent", json!({"agent_id": "a"})).await.map_err(|e| format!("{e:?}"))?;
+            let fallen = matches!(view["status"].as_str(), Some("disconnected" | "error"));
+            if fallen { Ok(()) } else { Err(view.to_string()) }
+        })
+        .await;
+        agent.beats(true);
+        let view = fleet.status("a", "connected", SOON).await;
+        assert_eq!(view["flapping"], fall >= 4, "after fall {fall}: {view}");
+    }
+    let history = kinds(&fleet.agent_history("a").await);
+    assert_eq!(history.iter().filter(|k| *k == "agent.flapping").count(), 1, "{history:?}");
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_loses_work_gets_no_more_until_an_operator_says_so() {
+    let fleet = Fleet::start().await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 6).await;
+    fleet.status("a", "connected", SOON).await;
+    let mut all = Vec::new();
+    for _ in 0..5 {
+        all.push(id(&fleet.submit(json!({"agent_id": "a"})).await));
+    }
+    for execution in &all {
+        fleet.state(execution, "running", SOON).await;
+        agent.forget(execution);
+    }
+    for execution in &all {
+        assert_eq!(recovered(&fleet, execution).await["reason"], "orphaned");
+    }
+    fleet.agent_event("a", "agent.quarantined", SOON).await;
+    let view = fleet.api("agent", json!({"agent_id": "a"})).await.unwrap();
+    assert!(view["quarantined"].as_str().is_some_and(|q| q.contains('5')), "{view}");
+    assert_eq!(view["status"], "connected", "that is no matter of health");
+    let waits = until("a submission to wait", SOON, || async {
+        let reply = fleet.submit(json!({"agent_id": "a"})).await;
+        if reply["state"] == "queued" { Ok(reply) } else { Err(reply.to_string()) }
+    })
+    .await;
+    fleet.api("undrain", json!({"agent_id": "a", "reason": "new disk"})).await.unwrap();
+    fleet.agent_event("a", "agent.released", SOON).await;
+    agent.given(&id(&waits)).await;
+    fleet.state(&id(&waits), "running", SOON).await;
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_says_why_in_words() {
+    let fleet = Fleet::start().await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    fleet.status("a", "connected", SOON).await;
+    agent.on_terminate(OnTerminate::Refuse);
+    let work = id(&fleet.submit(json!({"agent_id": "a", "timeout_ms": 6000})).await);
+    let waits = id(&fleet.submit(json!({"agent_id": "a"})).await);
+    let explained = |execution: String, row: &'static str| {
+        let fleet = &fleet;
+        async move {
+            let said = until(&format!("{execution} to be explained as {row}"), SOON, || async {
+                match fleet.api("explain", json!({"execution_id": execution})).await {
+                    Ok(said) if said["row"] == row => Ok(said),
+                    other => Err(format!("{other:?}")),
+                }
+            })
+            .await;
+            for words in ["situation", "decision"] {
+                assert!(said[words].as_str().is_some_and(|w| w.contains(' ')), "{words}: {said}");
+            }
+            assert!(said["evidence"].is_object(), "{said}");
+            said
+        }
+    };
+    let open = explained(work.clone(), "healthy").await;
+    assert_eq!((&open["state"], &open["agent_id"]), (&json!("running"), &json!("a")));
+    explained(waits.clone(), "queued").await;
+    let deferred = explained(work.clone(), "terminate_refused").await;
+    assert!(deferred["trouble"]["terminate_asked"].as_u64().is_some_and(|n| n >= 1), "{deferred}");
+    agent.on_terminate(OnTerminate::Confirm);
+    assert_eq!(recovered(&fleet, &work).await["reason"], "timed_out");
+    let ended = explained(work, "ended").await;
+    assert_eq!(ended["evidence"]["recovered"], "timed_out", "{ended}");
+    let unknown = fleet.api("explain", json!({"execution_id": "nothing"})).await.unwrap_err();
+    assert_eq!(unknown.code, "not_found");
+    fleet.audit().await;
+}
+
+/// A registry as in PROTOCOL.md 2.4 that runs nothing, and how often it was asked.
+async fn empty_registry() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port on loopback");
+    let url = format!("http://{}", listener.local_addr().expect("a bound listener"));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((mut caller, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            let length = caller.read(&mut request).await.unwrap_or(0);
+            if request[..length].starts_with(b"GET /api/executions/running") {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            let body = r#"{"executions": []}"#;
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            // Whoever hung up needs no answer.
+            let _ = caller.write_all(answer.as_bytes()).await;
+        }
+    });
+    (url, asked)
+}
+
+/// No cycle runs by itself here: what happens is what was asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_asks_nobody_and_does_nothing() {
+    let options = Options::default()
+        .env("ROLLCALL_CYCLE_INTERVAL_MS", 3_600_000)
+        .env("ROLLCALL_ALLOW_CIDRS", "127.0.0.0/8");
+    let fleet = Fleet::start_with(options).await;
+    let (url, asked) = empty_registry().await;
+    let control = json!({"control": {"kind": "http", "url": url}});
+    let agent = ScriptedAgent::start_with(&fleet.bus, "a", 1, control).await;
+    fleet.status("a", "connected", SOON).await;
+    let work = id(&fleet.submit(json!({"agent_id": "a"})).await);
+    agent.given(&work).await;
+    let started = fleet.event(&work, "execution.started", SOON).await;
+    until("the dispatch grace to be over", SOON, || async {
+        let now = rollcall_core::Clock::now(&rollcall_core::time::SystemClock::new()).as_millis();
+        if now > time_of(&started) + 2500 { Ok(()) } else { Err(now) }
+    })
+    .await;
+    let before = asked.load(Ordering::Relaxed);
+    for _ in 0..5 {
+        let report = fleet.api("watchdog.run", json!({"dry_run": true})).await.unwrap();
+        assert_eq!(
+            (&report["dry_run"], &report["registries"]["asked"]),
+            (&json!(true), &json!(0)),
+            "{report}"
+        );
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), before, "a dry run asks nobody");
+    assert_eq!(fleet.execution(&work).await.unwrap()["state"], "running");
+    let report = fleet.api("watchdog.run", json!({})).await.unwrap();
+    assert_eq!((&report["dry_run"], &report["registries"]["asked"]), (&json!(false), &json!(1)), "{report}");
+    assert_eq!(asked.load(Ordering::Relaxed), before + 1);
+    for _ in 0..5 {
+        fleet.api("watchdog.run", json!({"dry_run": true})).await.unwrap();
+    }
+    let said = fleet.api("explain", json!({"execution_id": work})).await.unwrap();
+    assert_eq!(said["row"], "unlisted_once", "{said}");
+    assert_eq!(fleet.execution(&work).await.unwrap()["state"], "running");
+    // A second answer without it settles it.
+    fleet.api("watchdog.run", json!({})).await.unwrap();
+    assert_eq!(recovered(&fleet, &work).await["reason"], "orphaned");
+    fleet.audit().await;
+}

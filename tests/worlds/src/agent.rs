@@ -1,0 +1,450 @@
+//! Simulated agents: one `Instance` per process start. They keep the contract's promises (list from acceptance until the
+//! final report is acknowledged, run an attempt once), and otherwise do whatever agents do.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use rollcall_core::{
+    AgentId, ExecutionId, InstanceId,
+    wire::{AgentState, Claim, Heartbeat, Outcome, OwnedClaim},
+};
+
+use crate::{
+    exec::{Owner, Promise, pause},
+    log::Report,
+    stage::{INTERVAL_MS, Stage},
+};
+
+/// Pause between two tries to hand in a report.
+const REPORT_AGAIN_MS: u64 = 400;
+
+/// A heartbeat, as everybody gets it.
+#[derive(Debug)]
+pub(crate) struct Beat {
+    pub agent: AgentId,
+    pub instance: InstanceId,
+    pub seq: u64,
+    pub state: AgentState,
+    pub claims: Vec<OwnedClaim>,
+    pub capacity: u32,
+    pub bytes: Vec<u8>,
+}
+
+impl Beat {
+    /// The heartbeat without its bytes.
+    pub(crate) fn heartbeat(&self) -> Heartbeat<'_> {
+        let claim = |c: &'_ OwnedClaim| (c.id.clone(), c.attempt, c.progress);
+        let executions = self
+            .claims
+            .iter()
+            .map(claim)
+            .map(|(id, attempt, progress)| Claim { id: id.as_str().to_owned().into(), attempt, progress })
+            .collect();
+        Heartbeat {
+            instance_id: self.instance.as_str().into(),
+            seq: self.seq,
+            state: self.state,
+            capacity: self.capacity,
+            executions,
+            interval_ms: Some(INTERVAL_MS),
+            pool: None,
+            timeout_ms: None,
+            reason: None,
+            version: None,
+            labels: None,
+            probe: None,
+            control: None,
+            sent_at: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Runs,
+    /// Over, and not yet acknowledged.
+    Over,
+}
+
+/// A process of an agent.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    pub agent: AgentId,
+    pub id: InstanceId,
+    pub alive: bool,
+    /// Stopped (not dead) until then.
+    pub frozen_until: u64,
+    capacity: u32,
+    work: BTreeMap<(ExecutionId, u32), Work>,
+    seen: BTreeMap<(ExecutionId, u32), bool>,
+    seq: u64,
+    draining: bool,
+    /// How it answers requests to end something: never, of ten.
+    stubborn: u64,
+}
+
+/// What an agent says to a request; `None`: nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Reply {
+    Accepted,
+    Refused(&'static str),
+    Terminated,
+    NotRunning,
+    StillRunning,
+    Holds(Vec<OwnedClaim>),
+    Ok,
+}
+
+/// A request to an agent.
+#[derive(Debug, Clone)]
+pub(crate) enum Request {
+    Dispatch(ExecutionId, u32, u64),
+    Terminate(ExecutionId, u32),
+    Executions,
+    Goodbye,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Answer {
+    Said(Reply),
+    NoResponders,
+    Nothing,
+    /// The link was known to be cut: it could not be asked.
+    Void,
+}
+
+impl Stage {
+    /// A new process of an agent.
+    pub(crate) fn boot(self: &Rc<Self>, agent: &AgentId, capacity: u32) -> usize {
+        let at = self.instances.borrow().len();
+        let id = InstanceId::new(&format!("{agent}-i{at}")).expect("a valid id");
+        self.say(|| format!("agent {agent} starts as {id}"));
+        let stubborn = if self.exec.chance(150) { 10 } else { 1 };
+        self.instances.borrow_mut().push(Instance {
+            agent: agent.clone(),
+            id,
+            alive: true,
+            frozen_until: 0,
+            capacity,
+            work: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            seq: 0,
+            draining: false,
+            stubborn,
+        });
+        let stage = Rc::clone(self);
+        self.exec.spawn(Owner::Instance(at), async move {
+            // Instances don't beat in step.
+            pause(&stage.exec, stage.exec.between(0, 200)).await;
+            loop {
+                stage.beat(at, None);
+                pause(&stage.exec, INTERVAL_MS).await;
+            }
+        });
+        at
+    }
+
+    /// The process is killed.
+    pub(crate) fn kill_instance(self: &Rc<Self>, at: usize) {
+        let mut instances = self.instances.borrow_mut();
+        let instance = &mut instances[at];
+        if !instance.alive {
+            return;
+        }
+        self.say(|| format!("{} is killed", instance.id));
+        instance.alive = false;
+        let held: Vec<_> = instance.work.keys().cloned().collect();
+        let id = instance.id.clone();
+        instance.work.clear();
+        drop(instances);
+        for (execution, attempt) in held {
+            self.note_dropped(&id, execution, attempt);
+        }
+        self.exec.kill(Owner::Instance(at));
+    }
+
+    fn note_dropped(&self, instance: &InstanceId, execution: ExecutionId, attempt: u32) {
+        let now = self.exec.now();
+        self.truth.borrow_mut().dropped.insert((instance.clone(), execution, attempt), now);
+    }
+
+    fn beat(self: &Rc<Self>, at: usize, state: Option<AgentState>) {
+        let now = self.exec.now();
+        let beat = {
+            let mut instances = self.instances.borrow_mut();
+            let instance = &mut instances[at];
+            if !instance.alive || instance.frozen_until > now {
+                return;
+            }
+            instance.seq += 1;
+            let state = state.unwrap_or(match instance.draining {
+                true => AgentState::Draining,
+                false if instance.running() >= instance.capacity as usize => AgentState::Busy,
+                false => AgentState::Ready,
+            });
+            let mut beat = Beat {
+                agent: instance.agent.clone(),
+                instance: instance.id.clone(),
+                seq: instance.seq,
+                state,
+                claims: instance.claims(now),
+                capacity: instance.capacity,
+                bytes: Vec::new(),
+            };
+            beat.bytes = serde_json::to_vec(&beat.heartbeat()).expect("plain values");
+            Rc::new(beat)
+        };
+        if self.is_cut(&beat.agent) {
+            return;
+        }
+        if self.broadcast(&beat) {
+            let mut truth = self.truth.borrow_mut();
+            for claim in &beat.claims {
+                let key = (beat.instance.clone(), claim.id.clone(), claim.attempt);
+                truth.listed.entry(key).or_default().push(now);
+            }
+        }
+    }
+
+    /// Asks an instance something over the bus.
+    pub(crate) async fn ask(
+        self: &Rc<Self>,
+        me: usize,
+        agent: &AgentId,
+        instance: &InstanceId,
+        request: Request,
+        timeout: u64,
+    ) -> Answer {
+        if self.link(me).noticed {
+            return Answer::Void;
+        }
+        let answer = Promise::new(&self.exec);
+        answer.keep_after(timeout, Answer::Nothing);
+        for _ in 0..=usize::from(self.comes_twice()) {
+            let Some(way) = self.way().filter(|_| !self.link(me).bus_cut) else { continue };
+            let (stage, answer, request) = (Rc::clone(self), answer.clone(), request.clone());
+            let (agent, instance) = (agent.clone(), instance.clone());
+            self.exec.later(way, move || {
+                let (reply, thinking) = stage.deliver(&agent, &instance, &request);
+                if let Some(way) = stage.way().filter(|_| !stage.link(me).bus_cut)
+                    && reply != Answer::Nothing
+                {
+                    answer.keep_after(way + thinking, reply);
+                }
+            });
+        }
+        answer.await
+    }
+
+    fn deliver(self: &Rc<Self>, agent: &AgentId, instance: &InstanceId, request: &Request) -> (Answer, u64) {
+        let now = self.exec.now();
+        let at = self.instances.borrow().iter().position(|i| i.id == *instance);
+        let Some(at) = at.filter(|at| self.instances.borrow()[*at].alive) else {
+            return (Answer::NoResponders, 0);
+        };
+        if self.is_cut(agent) || self.instances.borrow()[at].frozen_until > now {
+            return (Answer::Nothing, 0);
+        }
+        let reply = match request {
+            Request::Executions => Reply::Holds(self.instances.borrow()[at].claims(now)),
+            Request::Dispatch(id, attempt, timeout) => self.take(at, id, *attempt, *timeout),
+            Request::Terminate(id, attempt) => return (Answer::Said(self.end(at, id, *attempt)), 50),
+            Request::Goodbye => {
+                self.shut_down(at);
+                Reply::Ok
+            }
+        };
+        self.say(|| format!("{instance} answers {request:?} with {reply:?}"));
+        (Answer::Said(reply), 0)
+    }
+
+    fn take(self: &Rc<Self>, at: usize, id: &ExecutionId, attempt: u32, timeout: u64) -> Reply {
+        let key = (id.clone(), attempt);
+        {
+            let mut instances = self.instances.borrow_mut();
+            let instance = &mut instances[at];
+            if instance.seen.contains_key(&key) {
+                return Reply::Accepted;
+            }
+            if instance.draining {
+                return Reply::Refused("draining");
+            }
+            if instance.running() >= instance.capacity as usize {
+                return Reply::Refused("at_capacity");
+            }
+            instance.seen.insert(key.clone(), true);
+            instance.work.insert(key.clone(), Work::Runs);
+        }
+        self.perform(at, key, timeout);
+        Reply::Accepted
+    }
+
+    /// The work itself: what will become of it is drawn now.
+    fn perform(self: &Rc<Self>, at: usize, key: (ExecutionId, u32), timeout: u64) {
+        let fate = if self.settling.get() { 0 } else { self.exec.between(0, 99) };
+        let lasts = self.exec.between(200, timeout.saturating_sub(1_000).max(400));
+        let stage = Rc::clone(self);
+        self.exec.spawn(Owner::Instance(at), async move {
+            match fate {
+                // Never ends by itself.
+                0..=7 if !stage.settling.get() => {}
+                // Forgets it.
+                8..=15 => {
+                    pause(&stage.exec, lasts).await;
+                    stage.drop_work(at, &key);
+                }
+                // Takes longer than it may.
+                16..=23 => {
+                    pause(&stage.exec, timeout + lasts).await;
+                    stage.finish(at, &key, Outcome::Completed, 0).await;
+                }
+                24..=31 => {
+                    pause(&stage.exec, lasts).await;
+                    stage.finish(at, &key, Outcome::Failed, 0).await;
+                }
+                // Reports late, and perhaps twice.
+                32..=45 => {
+                    pause(&stage.exec, lasts).await;
+                    let late = stage.exec.between(0, 6_000);
+                    stage.finish(at, &key, Outcome::Completed, late).await;
+                    if stage.exec.chance(500) {
+                        stage.hand_in(at, &key, Outcome::Completed).await;
+                    }
+                }
+                _ => {
+                    pause(&stage.exec, lasts).await;
+                    stage.finish(at, &key, Outcome::Completed, 0).await;
+                }
+            }
+        });
+    }
+
+    async fn thawed(self: &Rc<Self>, at: usize) {
+        loop {
+            let until = self.instances.borrow()[at].frozen_until;
+            let now = self.exec.now();
+            if until <= now {
+                return;
+            }
+            pause(&self.exec, until - now).await;
+        }
+    }
+
+    async fn finish(self: &Rc<Self>, at: usize, key: &(ExecutionId, u32), outcome: Outcome, late: u64) {
+        self.thawed(at).await;
+        {
+            let mut instances = self.instances.borrow_mut();
+            match instances[at].work.get_mut(key) {
+                Some(work @ Work::Runs) => *work = Work::Over,
+                _ => return,
+            }
+        }
+        pause(&self.exec, late).await;
+        self.hand_in(at, key, outcome).await;
+        self.drop_work(at, key);
+    }
+
+    fn drop_work(&self, at: usize, key: &(ExecutionId, u32)) {
+        let mut instances = self.instances.borrow_mut();
+        let instance = &mut instances[at];
+        if instance.work.remove(key).is_some() {
+            let id = instance.id.clone();
+            drop(instances);
+            self.note_dropped(&id, key.0.clone(), key.1);
+        }
+    }
+
+    /// Reports until the stream has acknowledged.
+    async fn hand_in(self: &Rc<Self>, at: usize, key: &(ExecutionId, u32), outcome: Outcome) {
+        let (agent, instance) = {
+            let instances = self.instances.borrow();
+            (instances[at].agent.clone(), instances[at].id.clone())
+        };
+        let report =
+            Report { agent: agent.clone(), instance, execution: key.0.clone(), attempt: key.1, outcome };
+        self.note_report(&agent, &key.0, key.1, outcome);
+        loop {
+            self.thawed(at).await;
+            if let Some(way) = self.way().filter(|_| !self.is_cut(&agent)) {
+                pause(&self.exec, way).await;
+                self.reports.borrow_mut().publish(&report, self.exec.now());
+                self.say(|| format!("report {report:?}"));
+                // The acknowledgement can be lost: then it is reported once more.
+                if let Some(way) = self.way().filter(|_| !self.is_cut(&agent)) {
+                    pause(&self.exec, way).await;
+                    return;
+                }
+            }
+            pause(&self.exec, REPORT_AGAIN_MS).await;
+        }
+    }
+
+    fn end(self: &Rc<Self>, at: usize, id: &ExecutionId, attempt: u32) -> Reply {
+        let key = (id.clone(), attempt);
+        let stubborn = {
+            let instances = self.instances.borrow();
+            match instances[at].work.get(&key) {
+                Some(Work::Runs) => instances[at].stubborn,
+                _ => return Reply::NotRunning,
+            }
+        };
+        if !self.settling.get() && self.exec.between(1, 10) <= stubborn {
+            return Reply::StillRunning;
+        }
+        self.say(|| format!("{id}:{attempt} is ended where it runs"));
+        if self.exec.chance(500) {
+            self.drop_work(at, &key);
+        } else {
+            let stage = Rc::clone(self);
+            self.exec.spawn(Owner::Instance(at), async move {
+                stage.finish(at, &key, Outcome::Terminated, 0).await;
+            });
+        }
+        Reply::Terminated
+    }
+
+    /// The shutdown routine: take nothing more, finish or hand back, wait for acknowledgements, say goodbye.
+    pub(crate) fn shut_down(self: &Rc<Self>, at: usize) {
+        if std::mem::replace(&mut self.instances.borrow_mut()[at].draining, true) {
+            return;
+        }
+        let stage = Rc::clone(self);
+        self.exec.spawn(Owner::Instance(at), async move {
+            stage.beat(at, None);
+            pause(&stage.exec, stage.exec.between(200, 4_000)).await;
+            stage.thawed(at).await;
+            let running: Vec<_> = {
+                let instances = stage.instances.borrow();
+                let work = instances[at].work.iter();
+                work.filter(|(_, work)| **work == Work::Runs).map(|(key, _)| key.clone()).collect()
+            };
+            for key in running {
+                stage.finish(at, &key, Outcome::Returned, 0).await;
+            }
+            while !stage.instances.borrow()[at].work.is_empty() {
+                pause(&stage.exec, REPORT_AGAIN_MS).await;
+            }
+            for _ in 0..3 {
+                stage.beat(at, Some(AgentState::Gone));
+                pause(&stage.exec, 100).await;
+            }
+            stage.say(|| format!("instance {at} exits"));
+            let stage_too = Rc::clone(&stage);
+            stage.exec.later(0, move || stage_too.kill_instance(at));
+        });
+    }
+}
+
+impl Instance {
+    fn running(&self) -> usize {
+        self.work.values().filter(|work| **work == Work::Runs).count()
+    }
+
+    #[allow(clippy::cast_precision_loss)]
+    fn claims(&self, now: u64) -> Vec<OwnedClaim> {
+        self.work
+            .keys()
+            .map(|(id, attempt)| OwnedClaim { id: id.clone(), attempt: *attempt, progress: Some(now as f64) })
+            .collect()
+    }
+}

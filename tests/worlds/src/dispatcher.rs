@@ -1,0 +1,528 @@
+//! The dispatcher around its real fold and decisions: admits into capacity, dispatches, takes in reports, carries out
+//! what changes mean, and audits capacity against the log.
+
+mod audit;
+mod launch;
+mod report;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
+
+use dispatcher::{
+    decide::{self, Effect},
+    state::{Change, Projection},
+};
+use rollcall_capacity::{Ask, Capacity, Error, Grant, Hold, ModelCapacity, Outcome, Requeue, Stamp};
+use rollcall_core::{
+    AgentId, ExecutionId, Pool, Timestamp,
+    event::{EventBody, ExecutionEvent, Submitted},
+    execution::{Execution, Refusal, State},
+};
+
+use crate::{
+    Defect,
+    agent::{Answer, Beat, Reply, Request},
+    exec::{Owner, at_once, pause},
+    log::Appended,
+    stage::{POOL, Stage},
+    watchdog::{LIMITS, history},
+};
+
+const DECISION_TRIES_MAX: u32 = 16;
+const EXPIRY_MS: u64 = 500;
+const AUDIT_MS: u64 = 3_000;
+const QUICK_AUDIT_MS: u64 = 1_000;
+const QUEUE_DEPTH: u32 = 6;
+/// Pause between the steps of an effect: room for a crash.
+const STEP_MS: u64 = 2;
+const CANCEL_PAUSE_MIN_MS: u64 = 250;
+const CANCEL_PAUSE_MAX_MS: u64 = 4_000;
+
+/// A dispatcher process.
+pub(crate) struct Dispatcher {
+    stage: Rc<Stage>,
+    me: usize,
+    state: RefCell<Projection>,
+    position: Cell<u64>,
+    live: Cell<bool>,
+    ready: Cell<bool>,
+    capacity: ModelCapacity,
+    beats: RefCell<BTreeMap<AgentId, Rc<Beat>>>,
+    reopening: RefCell<BTreeSet<AgentId>>,
+    unknown: RefCell<BTreeSet<(ExecutionId, u32)>>,
+    audit_wanted: Cell<bool>,
+}
+
+/// Why a decision came to nothing.
+#[derive(Debug)]
+enum Undecided {
+    Refused,
+    Away,
+}
+
+impl Dispatcher {
+    pub(crate) fn new(stage: &Rc<Stage>, me: usize) -> Rc<Self> {
+        Rc::new(Self {
+            capacity: stage.capacity.handle(),
+            stage: Rc::clone(stage),
+            me,
+            state: RefCell::default(),
+            position: Cell::new(0),
+            live: Cell::new(false),
+            ready: Cell::new(false),
+            beats: RefCell::default(),
+            reopening: RefCell::default(),
+            unknown: RefCell::default(),
+            audit_wanted: Cell::new(false),
+        })
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + 'static) {
+        self.stage.exec.spawn(Owner::Service(self.me), work);
+    }
+
+    async fn step(&self) {
+        pause(&self.stage.exec, self.stage.exec.between(0, STEP_MS)).await;
+    }
+
+    fn now(&self) -> Timestamp {
+        self.stage.clock(self.me)
+    }
+
+    fn stamp(&self) -> Stamp {
+        Stamp::new(decide::millis(self.now()), self.position.get())
+    }
+
+    fn execution(&self, id: &ExecutionId) -> Option<Execution> {
+        self.state.borrow().execution(id).cloned()
+    }
+
+    pub(crate) fn run(self: &Rc<Self>) {
+        let this = Rc::clone(self);
+        self.spawn(async move {
+            while this.stage.leader(this.me).await.is_err() {}
+            this.fold();
+            this.live.set(true);
+            while this.audit().await.is_err() {
+                pause(&this.stage.exec, AUDIT_MS).await;
+            }
+            this.take_up().await;
+            this.ready.set(true);
+            this.take_reports();
+            loop {
+                pause(&this.stage.exec, EXPIRY_MS).await;
+                this.expire().await;
+            }
+        });
+        let this = Rc::clone(self);
+        self.spawn(async move {
+            let mut quiet = 0;
+            loop {
+                pause(&this.stage.exec, QUICK_AUDIT_MS).await;
+                if !this.ready.get() {
+                    continue;
+                }
+                quiet += QUICK_AUDIT_MS;
+                if this.audit_wanted.replace(false) || quiet >= AUDIT_MS {
+                    quiet = 0;
+                    let _ = this.audit().await;
+                } else {
+                    this.finish_unconfirmed().await;
+                    this.fill().await;
+                }
+            }
+        });
+    }
+
+    /// What a predecessor left half done.
+    async fn take_up(self: &Rc<Self>) {
+        let agents: Vec<AgentId> = self.state.borrow().agents().map(|a| a.id.clone()).collect();
+        for agent in agents.into_iter().collect::<BTreeSet<_>>() {
+            self.apply_agent(&agent).await;
+        }
+        let open: Vec<Execution> = self.state.borrow().open().cloned().collect();
+        for execution in open {
+            let Some(held) = execution.holder().cloned() else { continue };
+            match execution.state {
+                State::Cancelling => self.spawn_cancel(execution.id().clone(), held.number),
+                State::Dispatching => {
+                    let this = Rc::clone(self);
+                    self.spawn(async move { this.ask(execution).await });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(crate) fn beat(&self, beat: &Rc<Beat>) {
+        let mut beats = self.beats.borrow_mut();
+        let newer = |old: &Rc<Beat>| old.instance != beat.instance || old.seq < beat.seq;
+        if beats.get(&beat.agent).is_none_or(newer) {
+            beats.insert(beat.agent.clone(), Rc::clone(beat));
+        }
+    }
+
+    pub(crate) fn tail(self: &Rc<Self>) {
+        if self.live.get() {
+            self.fold();
+        }
+    }
+
+    fn fold(self: &Rc<Self>) {
+        let log = self.stage.log.borrow();
+        let from = usize::try_from(self.position.get()).unwrap_or(usize::MAX);
+        let entries: Vec<_> = log.entries().iter().skip(from).map(Rc::clone).collect();
+        self.position.set(log.last_seq());
+        drop(log);
+        for entry in entries {
+            match &entry.event.body {
+                EventBody::Execution(event) => {
+                    let change = self.state.borrow_mut().apply_execution(entry.seq, event, entry.event.time);
+                    let foreign = !entry.event.source.starts_with("/rollcall/dispatcher/");
+                    if let Ok(Some(change)) = change
+                        && foreign
+                        && self.live.get()
+                    {
+                        let this = Rc::clone(self);
+                        self.spawn(async move { this.carry_out(&change).await });
+                    }
+                }
+                EventBody::Agent(event) => {
+                    let news = self.state.borrow_mut().apply_agent(entry.seq, event, entry.event.time);
+                    if news && self.live.get() {
+                        let (this, id) = (Rc::clone(self), event.agent_id().clone());
+                        self.spawn(async move { this.apply_agent(&id).await });
+                    }
+                }
+                EventBody::System(_) => {}
+            }
+        }
+    }
+
+    /// The execution as the leader has it.
+    async fn fresh(&self, id: &ExecutionId) -> Result<Option<Execution>, Undecided> {
+        self.stage.leader(self.me).await.map_err(|_| Undecided::Away)?;
+        Ok(history(&self.stage, id).inspect(|execution| self.state.borrow_mut().insert(execution.clone())))
+    }
+
+    async fn decide(
+        &self,
+        id: &ExecutionId,
+        mut decision: impl FnMut(&Execution) -> Result<ExecutionEvent, Refusal>,
+    ) -> Result<Change, Undecided> {
+        for tries in 0..DECISION_TRIES_MAX {
+            let known = self.execution(id).filter(|_| tries == 0);
+            let execution = match known {
+                Some(known) => known,
+                None => self.fresh(id).await?.ok_or(Undecided::Refused)?,
+            };
+            let Ok(event) = decision(&execution) else {
+                if tries > 0 {
+                    return Err(Undecided::Refused);
+                }
+                continue;
+            };
+            let now = self.now();
+            let subject = self.stage.subjects.execution_event(id);
+            let entry = self.stage.event(self.me, "dispatcher", id.as_str(), now, event.clone().into());
+            let appended = self.stage.append(self.me, &subject, &entry, execution.seq).await;
+            let Appended::At(seq) = appended.map_err(|_| Undecided::Away)? else { continue };
+            let mut after = execution.clone();
+            let _ = after.evolve(seq, &event, now);
+            self.state.borrow_mut().insert(after.clone());
+            return Ok(Change { before: Some(execution), after });
+        }
+        Err(Undecided::Away)
+    }
+
+    // ---- the api
+
+    /// `submit`. True: it is accepted.
+    pub(crate) async fn submit(self: &Rc<Self>, request: Submitted) -> bool {
+        if !self.ready.get() {
+            return false;
+        }
+        let id = request.execution_id.clone();
+        if let Some(agent) = &request.agent_id
+            && self.state.borrow().agent(agent).is_none()
+        {
+            return false;
+        }
+        match self.fresh(&id).await {
+            Err(_) => return false,
+            Ok(Some(_)) => return true,
+            Ok(None) => {}
+        }
+        let hold = Hold::new(id.as_str(), 1);
+        let ask = Ask {
+            priority: decide::priority_of(&Execution::submitted(request.clone(), 0, self.now())),
+            queue_depth: QUEUE_DEPTH,
+        };
+        let admitted = self.in_capacity(|c| self.admit(c, request.agent_id.as_ref(), &hold, ask)).await;
+        let Some(admission) = admitted else { return false };
+        self.spawn_launches(admission.promoted);
+        if admission.outcome == Outcome::Full {
+            return false;
+        }
+        self.step().await;
+        let now = self.now();
+        let subject = self.stage.subjects.execution_event(&id);
+        let body = ExecutionEvent::Submitted(request.clone());
+        let entry = self.stage.event(self.me, "dispatcher", id.as_str(), now, body.into());
+        match self.stage.append(self.me, &subject, &entry, 0).await {
+            Ok(Appended::At(seq)) => {
+                self.state.borrow_mut().insert(Execution::submitted(request, seq, now));
+            }
+            Ok(Appended::Conflict) => return true,
+            Err(_) => return false,
+        }
+        self.step().await;
+        match admission.outcome {
+            Outcome::Granted { grant, .. } => self.spawn_launches(vec![grant]),
+            Outcome::Queued { position, .. } => {
+                let _ = self.decide(&id, |e| e.queue(position, None)).await;
+                let waits = self.in_capacity(|c| at_once(c.confirm_queued(POOL, &hold, self.stamp()))).await;
+                if waits == Some(false) {
+                    self.find_place(&id).await;
+                }
+            }
+            Outcome::Full => {}
+        }
+        true
+    }
+
+    fn admit(
+        &self,
+        capacity: &ModelCapacity,
+        agent: Option<&AgentId>,
+        hold: &Hold,
+        ask: Ask,
+    ) -> Result<rollcall_capacity::Admission, Error> {
+        match agent {
+            Some(agent) => at_once(capacity.admit_to_agent(POOL, agent.as_str(), hold, ask, self.stamp())),
+            None => at_once(capacity.admit_to_pool(POOL, hold, ask, self.stamp())),
+        }
+    }
+
+    /// A submission that was promoted before it was in the log: its slot waits for it.
+    async fn find_place(self: &Rc<Self>, id: &ExecutionId) {
+        let Some(execution) = self.execution(id).filter(|e| e.state == State::Queued) else { return };
+        let hold = decide::hold(&execution, execution.attempt);
+        let ask = Ask { priority: decide::priority_of(&execution), queue_depth: u32::MAX };
+        let agent = execution.request.agent_id.as_ref();
+        let admitted = self.in_capacity(|c| self.admit(c, agent, &hold, ask)).await;
+        let Some(admitted) = admitted else { return };
+        self.spawn_launches(admitted.promoted);
+        if let Outcome::Granted { grant, .. } = admitted.outcome {
+            self.spawn_launches(vec![grant]);
+        }
+    }
+
+    /// `cancel`
+    pub(crate) async fn cancel(self: &Rc<Self>, id: &ExecutionId) {
+        if let Ok(change) = self.decide(id, |e| e.cancel("enough", "operator")).await {
+            self.carry_out(&change).await;
+        }
+    }
+
+    /// `retry`
+    pub(crate) async fn retry(self: &Rc<Self>, id: &ExecutionId) {
+        if let Ok(change) = self.decide(id, |e| e.retry("operator")).await {
+            self.carry_out(&change).await;
+        }
+    }
+
+    async fn expire(self: &Rc<Self>) {
+        let now = self.now();
+        let expired = self.state.borrow().expired(now, 100);
+        for id in expired {
+            if let Ok(change) = self.decide(&id, |e| e.expire(now)).await {
+                self.carry_out(&change).await;
+            }
+        }
+    }
+
+    fn spawn_cancel(self: &Rc<Self>, id: ExecutionId, attempt: u32) {
+        let this = Rc::clone(self);
+        self.spawn(async move {
+            let mut wait = CANCEL_PAUSE_MIN_MS;
+            while !this.try_cancel(&id, attempt).await {
+                pause(&this.stage.exec, wait).await;
+                wait = (wait * 2).min(CANCEL_PAUSE_MAX_MS);
+            }
+        });
+    }
+
+    async fn try_cancel(self: &Rc<Self>, id: &ExecutionId, attempt: u32) -> bool {
+        let Some(execution) = self.execution(id) else { return true };
+        if execution.state != State::Cancelling || execution.attempt != attempt {
+            return true;
+        }
+        let Some(held) = execution.current() else { return true };
+        let request = Request::Terminate(id.clone(), attempt);
+        let timeout = LIMITS.terminate_grace_ms + 2_000;
+        let answer = self.stage.ask(self.me, &held.agent_id, &held.instance_id, request, timeout).await;
+        let confirmed_by = match answer {
+            Answer::Said(Reply::Terminated) => "terminated",
+            Answer::Said(Reply::NotRunning) => {
+                if self.stage.leader(self.me).await.is_err() {
+                    return false;
+                }
+                let last = self.stage.reports.borrow().last(&held.agent_id, id);
+                if matches!(watchdog::effect::waiting(attempt, last), watchdog::facts::Waiting::Withholds(_))
+                {
+                    return false;
+                }
+                "not_running"
+            }
+            _ => return false,
+        };
+        match self.decide(id, |e| e.confirm_cancel(attempt, confirmed_by, None, None)).await {
+            Ok(change) => {
+                self.carry_out(&change).await;
+                true
+            }
+            Err(Undecided::Refused) => true,
+            Err(Undecided::Away) => false,
+        }
+    }
+
+    // ---- effects
+
+    /// Does something in capacity, rebuilding it when that is what it takes. `None`: left to the audit.
+    async fn in_capacity<T>(
+        self: &Rc<Self>,
+        operation: impl Fn(&ModelCapacity) -> Result<T, Error>,
+    ) -> Option<T> {
+        for _ in 0..4 {
+            self.step().await;
+            match operation(&self.capacity) {
+                Ok(done) => return Some(done),
+                Err(error) if error.wants_rebuild() => {
+                    let _ = self.rebuild().await;
+                }
+                Err(_) => {}
+            }
+        }
+        self.audit_wanted.set(true);
+        None
+    }
+
+    async fn settle(self: &Rc<Self>, hold: &Hold) -> bool {
+        let Some(settled) = self.in_capacity(|c| at_once(c.settle(POOL, hold, self.stamp()))).await else {
+            return false;
+        };
+        self.spawn_launches(settled.promoted);
+        settled.released || settled.dequeued
+    }
+
+    /// The end of an attempt gives its slot back. With the defect it gives back *a* slot of that agent.
+    async fn release(self: &Rc<Self>, hold: &Hold, agent: Option<&AgentId>) {
+        if !self.settle(hold).await
+            && self.stage.has(Defect::ReleaseWithoutCheck)
+            && let Some(agent) = agent
+            && let Ok(view) = at_once(self.capacity.inspect(POOL, agent.as_str(), 1))
+            && let Some(slot) = view.held.first()
+        {
+            self.settle(&slot.hold).await;
+        }
+    }
+
+    async fn carry_out(self: &Rc<Self>, change: &Change) {
+        for effect in decide::effects(change) {
+            match effect {
+                Effect::Terminate => self.spawn_cancel(change.after.id().clone(), change.after.attempt),
+                Effect::Settle(hold) => {
+                    let agent =
+                        change.before.as_ref().and_then(Execution::holder).map(|h| h.agent_id.clone());
+                    self.release(&hold, agent.as_ref()).await;
+                }
+                Effect::Requeue { old, new, hold_back } => {
+                    let watched = hold_back.clone();
+                    self.requeue(&change.after, old, new, hold_back).await;
+                    if let Some(agent) = watched.and_then(|a| AgentId::new(&a).ok()) {
+                        self.spawn_reopen(agent);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn requeue(
+        self: &Rc<Self>,
+        execution: &Execution,
+        old: Hold,
+        new: Hold,
+        hold_back: Option<String>,
+    ) {
+        let requeue = Requeue {
+            old,
+            new,
+            queue: decide::queue_of(execution),
+            priority: decide::priority_of(execution),
+            hold_back,
+        };
+        let done = self.in_capacity(|c| at_once(c.requeue(POOL, &requeue, self.stamp()))).await;
+        if let Some(requeued) = done {
+            let _ = at_once(self.capacity.confirm_queued(POOL, &requeue.new, self.stamp()));
+            self.spawn_launches(requeued.promoted);
+        }
+    }
+
+    async fn place_waiting(self: &Rc<Self>, id: &ExecutionId) {
+        if let Some(execution) = self.execution(id).filter(|e| e.state == State::Queued) {
+            let hold = decide::hold(&execution, execution.attempt);
+            self.requeue(&execution, hold.clone(), hold, None).await;
+        }
+    }
+
+    async fn apply_agent(self: &Rc<Self>, id: &AgentId) {
+        let Some(setting) = self.state.borrow().agent(id).map(decide::setting) else { return };
+        let filled =
+            self.in_capacity(|c| at_once(c.set_agent(POOL, id.as_str(), setting, self.stamp()))).await;
+        if let Some(filled) = filled {
+            self.spawn_launches(filled.promoted);
+        }
+    }
+
+    /// Offers an agent work again after its next heartbeat, or when it runs as a new instance.
+    fn spawn_reopen(self: &Rc<Self>, agent: AgentId) {
+        if !self.reopening.borrow_mut().insert(agent.clone()) {
+            return;
+        }
+        let this = Rc::clone(self);
+        self.spawn(async move {
+            let instance = this.state.borrow().agent(&agent).and_then(|a| a.instance_id.clone());
+            let seen = this.beats.borrow().get(&agent).map(|b| (b.instance.clone(), b.seq));
+            loop {
+                pause(&this.stage.exec, 200).await;
+                let now = this.beats.borrow().get(&agent).map(|b| (b.instance.clone(), b.seq));
+                let renewed =
+                    this.state.borrow().agent(&agent).and_then(|a| a.instance_id.clone()) != instance;
+                if now != seen || renewed {
+                    break;
+                }
+            }
+            this.reopening.borrow_mut().remove(&agent);
+            let filled = this.in_capacity(|c| at_once(c.reopen(POOL, agent.as_str(), this.stamp()))).await;
+            if let Some(filled) = filled {
+                this.spawn_launches(filled.promoted);
+            }
+        });
+    }
+
+    fn spawn_launches(self: &Rc<Self>, grants: Vec<Grant>) {
+        for grant in grants {
+            let this = Rc::clone(self);
+            self.spawn(async move { this.launch(grant).await });
+        }
+    }
+}
+
+/// The pool as the decisions name it.
+fn pool() -> Pool {
+    Pool::new(POOL).unwrap_or_default()
+}

@@ -1,0 +1,187 @@
+//! Capacity against the log, and building it anew.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use dispatcher::decide::{self, Misplaced};
+use rollcall_capacity::{Capacity, Error, Hold, Place, PoolState};
+use rollcall_core::{AgentId, ExecutionId, execution::State};
+
+use super::{Dispatcher, Undecided, pool};
+use crate::{
+    exec::{at_once, pause},
+    stage::POOL,
+};
+
+const FINISH_AFTER_MS: u64 = 3_000;
+const RECLAIM_AFTER_MS: u64 = 12_000;
+const OTHERS_REBUILD_MAX_MS: u64 = 3_000;
+
+impl Dispatcher {
+    /// Makes the pool usable again.
+    pub(super) async fn rebuild(self: &Rc<Self>) -> Result<(), Undecided> {
+        let began = self.stage.exec.now();
+        loop {
+            let meta = at_once(self.capacity.meta(POOL)).map_err(|_| Undecided::Away)?;
+            match meta.map(|meta| meta.state) {
+                Some(PoolState::Ready) => match at_once(self.capacity.waiting_with_free(POOL)) {
+                    Err(error) if error.wants_rebuild() => break,
+                    _ => return Ok(()),
+                },
+                Some(PoolState::Rebuilding) if self.stage.exec.now() - began < OTHERS_REBUILD_MAX_MS => {
+                    pause(&self.stage.exec, 50).await;
+                }
+                _ => break,
+            }
+        }
+        self.stage.say(|| format!("dispatcher {} rebuilds capacity", self.me));
+        let begun = at_once(self.capacity.rebuild_begin(POOL, decide::millis(self.now())));
+        let epoch = begun.map_err(|_| Undecided::Away)?;
+        self.stage.leader(self.me).await.map_err(|_| Undecided::Away)?;
+        self.fold();
+        let items = decide::load_of(&pool(), &self.state.borrow());
+        self.step().await;
+        let loaded = at_once(self.capacity.rebuild_load(POOL, &epoch, &items));
+        self.step().await;
+        let committed =
+            loaded.and_then(|()| at_once(self.capacity.rebuild_commit(POOL, &epoch, self.stamp())));
+        committed.map_err(|_| Undecided::Away)?;
+        self.audit_wanted.set(true);
+        Ok(())
+    }
+
+    fn scan(&self) -> Result<BTreeMap<Hold, Place>, Error> {
+        let mut found = BTreeMap::new();
+        let mut from = None;
+        loop {
+            let page = at_once(self.capacity.scan(POOL, from))?;
+            found.extend(page.holds.into_iter().map(|placed| (placed.hold, placed.place)));
+            match page.next {
+                Some(next) => from = Some(next),
+                None => return Ok(found),
+            }
+        }
+    }
+
+    pub(super) async fn audit(self: &Rc<Self>) -> Result<(), Undecided> {
+        self.stage.leader(self.me).await.map_err(|_| Undecided::Away)?;
+        self.fold();
+        let found = match self.scan() {
+            Ok(found) => found,
+            Err(error) if error.wants_rebuild() => {
+                self.rebuild().await?;
+                self.scan().map_err(|_| Undecided::Away)?
+            }
+            Err(_) => return Err(Undecided::Away),
+        };
+        self.audit_agents().await;
+        for (hold, place) in &found {
+            self.audit_hold(hold, place).await?;
+        }
+        let missing: Vec<(ExecutionId, u32)> = decide::missing(&pool(), &self.state.borrow(), &found)
+            .iter()
+            .map(|e| (e.id().clone(), e.attempt))
+            .collect();
+        for (id, attempt) in missing {
+            self.audit_missing(&id, attempt).await?;
+        }
+        self.finish_unconfirmed().await;
+        self.fill().await;
+        Ok(())
+    }
+
+    async fn audit_agents(self: &Rc<Self>) {
+        let agents: BTreeMap<AgentId, _> =
+            self.state.borrow().agents().map(|a| (a.id.clone(), decide::setting(a))).collect();
+        for (id, setting) in agents {
+            let Ok(view) = at_once(self.capacity.inspect(POOL, id.as_str(), 0)) else { continue };
+            if view.setting.is_none_or(|s| s.setting_seq < setting.setting_seq) {
+                self.apply_agent(&id).await;
+            }
+            if view.held_back {
+                self.spawn_reopen(id);
+            }
+        }
+    }
+
+    async fn audit_hold(self: &Rc<Self>, hold: &Hold, place: &Place) -> Result<(), Undecided> {
+        let Ok(id) = ExecutionId::new(&hold.execution_id) else { return Ok(()) };
+        if decide::misplaced(self.execution(&id).as_ref(), hold, place).is_none() {
+            return Ok(());
+        }
+        let fresh = self.fresh(&id).await?;
+        match decide::misplaced(fresh.as_ref(), hold, place) {
+            None | Some(Misplaced::Promoted) => {}
+            Some(Misplaced::Leaked) if fresh.is_none() => {}
+            Some(Misplaced::Leaked) => {
+                self.settle(hold).await;
+            }
+            Some(Misplaced::Elsewhere { agent, since_ms }) => self.adopt(&agent, hold, since_ms).await,
+        }
+        Ok(())
+    }
+
+    async fn adopt(self: &Rc<Self>, agent: &str, hold: &Hold, since_ms: u64) {
+        let _ = self.in_capacity(|c| at_once(c.adopt(POOL, agent, hold, since_ms, self.stamp()))).await;
+    }
+
+    async fn audit_missing(self: &Rc<Self>, id: &ExecutionId, attempt: u32) -> Result<(), Undecided> {
+        let Some(execution) = self.fresh(id).await? else { return Ok(()) };
+        if execution.attempt != attempt || execution.state.is_terminal() {
+            return Ok(());
+        }
+        let hold = decide::hold(&execution, attempt);
+        match execution.holder() {
+            Some(held) => {
+                self.adopt(held.agent_id.as_str(), &hold, decide::millis(held.dispatched_at)).await;
+            }
+            None if execution.state == State::Queued
+                && self.now().since_ms(execution.state_since) >= FINISH_AFTER_MS =>
+            {
+                self.place_waiting(id).await;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Carries out promotions that nobody carried out, and takes back reservations that came to nothing.
+    pub(super) async fn finish_unconfirmed(self: &Rc<Self>) {
+        let now = decide::millis(self.now());
+        let before = now.saturating_sub(FINISH_AFTER_MS);
+        let Ok(unconfirmed) = at_once(self.capacity.unconfirmed(POOL, before, 256)) else { return };
+        for item in unconfirmed {
+            let Ok(id) = ExecutionId::new(&item.placed.hold.execution_id) else { continue };
+            let Ok(fresh) = self.fresh(&id).await else { return };
+            let hold = &item.placed.hold;
+            let waits = |e: &rollcall_core::execution::Execution| {
+                e.state == State::Queued && e.attempt == hold.attempt
+            };
+            match (&fresh, item.grant()) {
+                (None, _) if item.since_ms >= now.saturating_sub(RECLAIM_AFTER_MS) => {}
+                (Some(execution), Some(grant)) if waits(execution) => self.spawn_launches(vec![grant]),
+                (Some(execution), Some(grant))
+                    if execution.holder().is_some_and(|h| h.number == hold.attempt) =>
+                {
+                    let _ = at_once(self.capacity.confirm(POOL, &grant, self.stamp()));
+                }
+                (Some(execution), None) if waits(execution) => {
+                    let _ = at_once(self.capacity.confirm_queued(POOL, hold, self.stamp()));
+                }
+                _ => {
+                    self.settle(hold).await;
+                }
+            }
+        }
+    }
+
+    /// Gives free slots to waiting work.
+    pub(super) async fn fill(self: &Rc<Self>) {
+        let agents = self.in_capacity(|c| at_once(c.waiting_with_free(POOL))).await;
+        for agent in agents.unwrap_or_default() {
+            let filled = self.in_capacity(|c| at_once(c.promote(POOL, &agent, self.stamp()))).await;
+            if let Some(filled) = filled {
+                self.spawn_launches(filled.promoted);
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! From a slot to a running attempt.
+
+use std::rc::Rc;
+
+use rollcall_capacity::{Capacity, Confirmation, Grant};
+use rollcall_core::{
+    AgentId, ExecutionId,
+    execution::{Attempt, Execution, Refusal, State},
+};
+
+use super::{Dispatcher, Undecided};
+use crate::{
+    agent::{Answer, Reply, Request},
+    exec::{at_once, pause},
+    stage::POOL,
+};
+
+const ANSWER_TIMEOUT_MS: u64 = 2_000;
+const DEFAULT_TIMEOUT_MS: u64 = 5_000;
+
+/// What became of a dispatch.
+enum Taken {
+    Accepted,
+    Back(String),
+    Unknown,
+}
+
+impl Dispatcher {
+    pub(super) async fn launch(self: Rc<Self>, grant: Grant) {
+        match self.claim(&grant).await {
+            Ok(Some(execution)) => self.ask(execution).await,
+            Ok(None) => {}
+            Err(_) => self.audit_wanted.set(true),
+        }
+    }
+
+    async fn claim(self: &Rc<Self>, grant: &Grant) -> Result<Option<Execution>, Undecided> {
+        let Ok(id) = ExecutionId::new(&grant.hold.execution_id) else { return Ok(None) };
+        let known = match self.execution(&id) {
+            Some(known) => Some(known),
+            None => self.fresh(&id).await?,
+        };
+        let Some(execution) = known else { return Ok(None) };
+        if execution.state != State::Queued || execution.attempt != grant.hold.attempt {
+            let fresh = self.fresh(&id).await?;
+            self.give_back_unless_held(grant, fresh.as_ref()).await;
+            return Ok(None);
+        }
+        let Ok(agent_id) = AgentId::new(&grant.agent) else { return Ok(None) };
+        let instance = self.state.borrow().agent(&agent_id).and_then(|a| a.instance_id.clone());
+        let Some(instance) = instance else { return Ok(None) };
+        match self.in_capacity(|c| at_once(c.confirm(POOL, grant, self.stamp()))).await {
+            Some(Confirmation::Confirmed { .. }) => {}
+            Some(Confirmation::Lost) => {
+                self.place_waiting(&id).await;
+                return Ok(None);
+            }
+            None => return Ok(None),
+        }
+        self.step().await;
+        let timeout = execution.request.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS);
+        let now = self.now();
+        let decided =
+            self.decide(&id, |e| e.dispatch(grant.hold.attempt, &agent_id, &instance, timeout, now)).await;
+        match decided {
+            Ok(change) => Ok(Some(change.after)),
+            Err(Undecided::Refused) => {
+                let fresh = self.fresh(&id).await?;
+                self.give_back_unless_held(grant, fresh.as_ref()).await;
+                Ok(None)
+            }
+            Err(away) => Err(away),
+        }
+    }
+
+    async fn give_back_unless_held(self: &Rc<Self>, grant: &Grant, execution: Option<&Execution>) {
+        let held = execution
+            .and_then(Execution::holder)
+            .is_some_and(|held| held.number == grant.hold.attempt && held.agent_id.as_str() == grant.agent);
+        let waits = execution.is_some_and(|e| e.state == State::Queued && e.attempt == grant.hold.attempt);
+        if !held && !waits {
+            self.settle(&grant.hold).await;
+        }
+    }
+
+    /// Asks the agent to take what was dispatched, and writes down what it says.
+    pub(super) async fn ask(self: &Rc<Self>, execution: Execution) {
+        let Some(held) = execution.current().cloned() else { return };
+        let id = execution.id().clone();
+        let taken = self.put(&id, &held).await;
+        if self.answered(&id, &held, taken).await.is_err() {
+            self.spawn_settle_unknown(id, held);
+        }
+    }
+
+    async fn put(&self, id: &ExecutionId, held: &Attempt) -> Taken {
+        let request = Request::Dispatch(id.clone(), held.number, held.timeout_ms);
+        let asked = self.stage.ask(self.me, &held.agent_id, &held.instance_id, request, ANSWER_TIMEOUT_MS);
+        match asked.await {
+            Answer::Said(Reply::Accepted) => Taken::Accepted,
+            Answer::Said(Reply::Refused(reason)) => Taken::Back(reason.to_owned()),
+            Answer::NoResponders => Taken::Back("no_responders".to_owned()),
+            Answer::Said(_) | Answer::Nothing | Answer::Void => Taken::Unknown,
+        }
+    }
+
+    async fn answered(
+        self: &Rc<Self>,
+        id: &ExecutionId,
+        held: &Attempt,
+        taken: Taken,
+    ) -> Result<(), Undecided> {
+        let decided = match taken {
+            Taken::Accepted => self.decide(id, |e| e.start(held.number)).await,
+            Taken::Back(reason) => {
+                self.decide(id, |e| {
+                    if e.state == State::Dispatching && e.attempt == held.number {
+                        e.queue(1, Some(reason.clone()))
+                    } else {
+                        Err(Refusal::State(e.state.as_str()))
+                    }
+                })
+                .await
+            }
+            Taken::Unknown => {
+                self.spawn_settle_unknown(id.clone(), held.clone());
+                return Ok(());
+            }
+        };
+        match decided {
+            Ok(change) => {
+                Box::pin(self.carry_out(&change)).await;
+                Ok(())
+            }
+            Err(Undecided::Refused) => Ok(()),
+            Err(away) => Err(away),
+        }
+    }
+
+    /// Settles a dispatch without an answer by the agent's heartbeats.
+    fn spawn_settle_unknown(self: &Rc<Self>, id: ExecutionId, held: Attempt) {
+        if !self.unknown.borrow_mut().insert((id.clone(), held.number)) {
+            return;
+        }
+        let this = Rc::clone(self);
+        self.spawn(async move {
+            let mut seen = this.beats.borrow().get(&held.agent_id).map(|b| (b.instance.clone(), b.seq));
+            loop {
+                pause(&this.stage.exec, 100).await;
+                let waits = |e: &Execution| e.state == State::Dispatching && e.attempt == held.number;
+                if !this.execution(&id).is_some_and(|e| waits(&e)) {
+                    break;
+                }
+                let beat = this.beats.borrow().get(&held.agent_id).map(Rc::clone);
+                let Some(beat) = beat.filter(|b| b.instance == held.instance_id) else { continue };
+                let number = Some((beat.instance.clone(), beat.seq));
+                if number == seen {
+                    continue;
+                }
+                seen = number;
+                let listed = beat.claims.iter().any(|c| c.id == id && c.attempt == held.number);
+                let taken = if listed { Taken::Accepted } else { this.put(&id, &held).await };
+                if matches!(taken, Taken::Unknown) {
+                    continue;
+                }
+                if this.answered(&id, &held, taken).await.is_ok() {
+                    break;
+                }
+            }
+            this.unknown.borrow_mut().remove(&(id, held.number));
+        });
+    }
+}

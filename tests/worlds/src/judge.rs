@@ -1,0 +1,282 @@
+//! The judge of a world: reads the whole log, capacity and the truth after a run, and says which invariant of DESIGN.md
+//! was broken, if any.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rollcall_capacity::{Capacity, Place};
+use rollcall_core::{
+    AgentId, ExecutionId, InstanceId,
+    event::{AgentEvent, EventBody, ExecutionEvent, RecoveryReason},
+    execution::{Execution, Standing, State},
+};
+
+use crate::{
+    exec::at_once,
+    log::Entry,
+    stage::{INTERVAL_MS, POOL, Stage},
+    watchdog::{LIMITS, history},
+};
+
+/// A wipe of capacity may be followed for so long by more in the log than the capacity: a slot that was confirmed before it
+/// is put to use after it. Agents refuse what is too much, and the log then says so.
+const WIPE_EXCUSE_MS: u64 = 12_000;
+/// Clocks of services are this far apart at most.
+const CLOCKS_APART_MS: u64 = 1_000;
+
+/// An invariant that was broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Its number in DESIGN.md.
+    pub invariant: u8,
+    /// What happened.
+    pub what: String,
+}
+
+type Verdict = Result<(), Violation>;
+
+fn broken(invariant: u8, what: impl Into<String>) -> Violation {
+    Violation { invariant, what: what.into() }
+}
+
+/// Looks at everything. `settled`: the world came to rest in its time.
+pub(crate) fn judge(stage: &Stage, settled: bool) -> Verdict {
+    grants(stage)?;
+    histories(stage)?;
+    reports(stage)?;
+    ends(stage, settled)
+}
+
+fn ids(stage: &Stage) -> BTreeSet<ExecutionId> {
+    let log = stage.log.borrow();
+    log.entries().iter().filter_map(|e| e.execution().map(|event| event.execution_id().clone())).collect()
+}
+
+/// Invariant 1: nothing is dispatched to an agent that holds as much as it can, by the log.
+fn grants(stage: &Stage) -> Verdict {
+    let log = stage.log.borrow();
+    let wiped = stage.truth.borrow().wiped.clone();
+    let mut executions: BTreeMap<ExecutionId, Execution> = BTreeMap::new();
+    let mut capacities: BTreeMap<AgentId, u32> = BTreeMap::new();
+    let mut held: BTreeMap<AgentId, BTreeSet<ExecutionId>> = BTreeMap::new();
+    for entry in log.entries() {
+        match &entry.event.body {
+            EventBody::Agent(AgentEvent::Registered(profile) | AgentEvent::Updated(profile)) => {
+                capacities.insert(profile.agent_id.clone(), profile.capacity);
+            }
+            EventBody::Execution(event) => {
+                let id = event.execution_id();
+                if let ExecutionEvent::Submitted(request) = event
+                    && !executions.contains_key(id)
+                {
+                    let new = Execution::submitted(request.clone(), entry.seq, entry.event.time);
+                    executions.insert(id.clone(), new);
+                    continue;
+                }
+                let Some(execution) = executions.get_mut(id) else { continue };
+                let before = execution.holder().map(|h| h.agent_id.clone());
+                let _ = execution.evolve(entry.seq, event, entry.event.time);
+                let after = execution.holder().map(|h| h.agent_id.clone());
+                if before == after {
+                    continue;
+                }
+                if let Some(agent) = before {
+                    held.entry(agent).or_default().remove(id);
+                }
+                let Some(agent) = after else { continue };
+                let holders = held.entry(agent.clone()).or_default();
+                holders.insert(id.clone());
+                let capacity = capacities.get(&agent).copied().unwrap_or(0) as usize;
+                let excused =
+                    wiped.iter().any(|at| *at <= entry.landed_at && entry.landed_at - at < WIPE_EXCUSE_MS);
+                if holders.len() > capacity && !excused {
+                    let what = format!("{agent} holds {holders:?} of {capacity} by entry {}", entry.seq);
+                    return Err(broken(1, what));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Invariants 2, 3, 5 and 6 over each execution's own history.
+fn histories(stage: &Stage) -> Verdict {
+    for id in ids(stage) {
+        let entries = stage.log.borrow().history(&stage.subjects.execution_event(&id));
+        let mut execution: Option<Execution> = None;
+        let mut recovered = BTreeSet::new();
+        let mut ends = 0;
+        for entry in &entries {
+            let Some(event) = entry.execution() else { continue };
+            let Some(known) = &mut execution else {
+                match event {
+                    ExecutionEvent::Submitted(request) => {
+                        execution = Some(Execution::submitted(request.clone(), entry.seq, entry.event.time));
+                        continue;
+                    }
+                    _ => return Err(broken(2, format!("{id} begins with {}", event.short_type()))),
+                }
+            };
+            if let ExecutionEvent::Recovered(event) = event
+                && !recovered.insert(event.attempt)
+            {
+                return Err(broken(3, format!("{id}:{} was recovered twice", event.attempt)));
+            }
+            if known.state == State::Cancelled && !matches!(event, ExecutionEvent::LateResult(_)) {
+                return Err(broken(5, format!("{id} is cancelled and then {}", event.short_type())));
+            }
+            condemned(stage, entry, event, known)?;
+            earned(stage, &id, event)?;
+            let was = known.state.is_terminal();
+            if let Err(misfit) = known.evolve(entry.seq, event, entry.event.time) {
+                return Err(broken(2, format!("{id}: entry {} ({misfit})", entry.seq)));
+            }
+            match event {
+                ExecutionEvent::Retried(_) => ends = 0,
+                // The one end after another: finished work is worth more than a verdict.
+                ExecutionEvent::Completed(done) if done.late => {}
+                _ if known.state.is_terminal() && !matches!(event, ExecutionEvent::LateResult(_)) => {
+                    ends += 1
+                }
+                _ if was && !known.state.is_terminal() => {
+                    return Err(broken(2, format!("{id} rose from its end with {}", event.short_type())));
+                }
+                _ => {}
+            }
+            if ends > 1 {
+                return Err(broken(2, format!("{id} ended {ends} times")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Invariant 5: what ends an attempt by a report is a report that its agent made of that very attempt.
+fn earned(stage: &Stage, id: &ExecutionId, event: &ExecutionEvent) -> Verdict {
+    let (agent, outcome) = match event {
+        ExecutionEvent::Completed(done) => (done.agent_id.clone(), "completed"),
+        ExecutionEvent::Failed(failed) => {
+            (failed.agent_id.clone(), failed.outcome.map_or("failed", |outcome| outcome.as_str()))
+        }
+        ExecutionEvent::Recovered(lost) if lost.returned => (Some(lost.agent_id.clone()), "returned"),
+        _ => return Ok(()),
+    };
+    let Some(agent) = agent else { return Ok(()) };
+    let report = (agent, id.clone(), event.attempt(), outcome);
+    if stage.truth.borrow().reported.contains(&report) {
+        return Ok(());
+    }
+    Err(broken(5, format!("{} of {report:?}, which was never reported", event.short_type())))
+}
+
+/// Invariant 6: nobody is condemned while its agent lists it within its time.
+fn condemned(stage: &Stage, entry: &Entry, event: &ExecutionEvent, before: &Execution) -> Verdict {
+    let ExecutionEvent::Recovered(lost) = event else { return Ok(()) };
+    if lost.returned {
+        return Ok(());
+    }
+    match lost.reason {
+        RecoveryReason::TimedOut => return in_time(stage, entry, lost.attempt, before),
+        // Bounds on what lasted too long by other measures.
+        RecoveryReason::Stale | RecoveryReason::Stalled => return Ok(()),
+        _ => {}
+    }
+    let key = (lost.instance_id.clone(), before.id().clone(), lost.attempt);
+    let at = entry.decided_at;
+    if vouched(stage, &key, at) {
+        let reason = lost.reason.as_str();
+        let what = format!("{}:{} was condemned ({reason}) while {} listed it", key.1, key.2, key.0);
+        return Err(broken(6, what));
+    }
+    Ok(())
+}
+
+/// Whether the instance held the attempt at that moment and had listed it, heartbeat by heartbeat, for as long as silence
+/// takes to count. Heartbeats that chance took from anybody don't count; that a service did not listen does not matter.
+fn vouched(stage: &Stage, key: &(InstanceId, ExecutionId, u32), at: u64) -> bool {
+    let truth = stage.truth.borrow();
+    if truth.dropped.get(key).is_some_and(|dropped| *dropped <= at) {
+        return false;
+    }
+    let longest = INTERVAL_MS * 5 / 2;
+    let window = INTERVAL_MS * u64::from(LIMITS.failure_threshold) + LIMITS.lost_after_ms;
+    let Some(times) = truth.listed.get(key) else { return false };
+    let arrived: Vec<u64> =
+        times.iter().copied().filter(|t| t + 2 * stage.weather_max() < at && t + window > at).collect();
+    let ends = arrived.last().is_some_and(|last| at - last < longest);
+    arrived.len() >= 3 && ends && arrived.windows(2).all(|pair| pair[1] - pair[0] < longest)
+}
+
+fn in_time(stage: &Stage, entry: &Entry, attempt: u32, before: &Execution) -> Verdict {
+    let id = before.id();
+    let Some(held) = before.attempt_numbered(attempt) else {
+        return Err(broken(6, format!("{id}:{attempt} timed out and was never dispatched")));
+    };
+    let decided = stage.true_time(entry.decided_at);
+    if decided.plus_ms(CLOCKS_APART_MS) < held.deadline {
+        return Err(broken(
+            6,
+            format!("{id}:{attempt} timed out at {decided}, its deadline is {}", held.deadline),
+        ));
+    }
+    Ok(())
+}
+
+/// Invariant 5: whatever the stream of reports took is in the log, refused, or still waits. Finished work is never lost.
+fn reports(stage: &Stage) -> Verdict {
+    for report in stage.reports.borrow().taken() {
+        let Some(execution) = history(stage, &report.execution) else { continue };
+        match execution.standing(&report.agent, report.attempt, report.outcome) {
+            Standing::Duplicate | Standing::Refused(_) => {}
+            standing if stage.reports.borrow().is_empty() => {
+                return Err(broken(
+                    5,
+                    format!("{report:?} was acknowledged and is in no log ({standing:?})"),
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Invariants 2, 4 and 8: what was accepted is in the log and has ended, or is visibly held; nothing else is held.
+fn ends(stage: &Stage, settled: bool) -> Verdict {
+    for id in &stage.truth.borrow().accepted {
+        if history(stage, id).is_none() {
+            return Err(broken(2, format!("{id} was accepted and is nowhere")));
+        }
+    }
+    let capacity = stage.capacity.handle();
+    let mut places: BTreeMap<(String, u32), Place> = BTreeMap::new();
+    let mut from = None;
+    while let Ok(page) = at_once(capacity.scan(POOL, from)) {
+        for placed in page.holds {
+            places.insert((placed.hold.execution_id, placed.hold.attempt), placed.place);
+        }
+        from = page.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    for id in ids(stage) {
+        let Some(execution) = history(stage, &id) else { continue };
+        let place = places.remove(&(id.as_str().to_owned(), execution.attempt));
+        match (execution.state.is_terminal(), place) {
+            (true, None) => {}
+            (true, Some(place)) if !settled => {
+                return Err(broken(4, format!("{id} has ended and still has {place:?}")));
+            }
+            (false, _) if !settled => {
+                let state = execution.state.as_str();
+                return Err(broken(8, format!("{id} is {state} for ever, by entry {}", execution.seq)));
+            }
+            (true, Some(_)) | (false, _) => {}
+        }
+    }
+    match places.keys().next() {
+        Some(leaked) => Err(broken(4, format!("{leaked:?} holds a place that the log gives to nobody"))),
+        None if settled => Ok(()),
+        None => Err(broken(8, "the world did not come to rest")),
+    }
+}

@@ -1,0 +1,118 @@
+//! Whole worlds of Rollcall in virtual time, one per seed: two of every service around their real, pure decisions, agents
+//! that misbehave, a network with weather and cuts, a log, a stream of reports, and capacity that is wiped now and then.
+//! Nothing sleeps and nothing is random but the seed: a run of a minute takes milliseconds, and a failure comes back with
+//! its seed. [`judge`] says after each run whether an invariant of the design was broken.
+//!
+//! What is real: `rollcall_core`'s aggregates, `watchdog::state` with its judgement, `dispatcher::{state, decide}`,
+//! `health_prober::{hear, state, decide}`, `rollcall_capacity::ModelCapacity`. The shells around them are small copies of
+//! the services' own, step by step in the same order; a service can die between any two steps.
+
+mod agent;
+mod dispatcher;
+mod exec;
+mod judge;
+mod log;
+mod plan;
+mod prober;
+mod stage;
+mod watchdog;
+
+use std::rc::Rc;
+
+use rollcall_capacity::Capacity;
+use rollcall_core::execution::Execution;
+
+pub use judge::Violation;
+use stage::{Kind, POOL, Stage};
+
+/// A guard that is left out, to see that its absence is noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Defect {
+    /// Appends don't name the sequence they were decided on.
+    NoCas,
+    /// A report is acknowledged before what it causes is in the log.
+    AckBeforeAppend,
+    /// A report counts for whatever attempt is current.
+    NoAttemptFence,
+    /// Watchdog and prober take what they could not hear for silence.
+    VoidCountedAsAbsent,
+    /// Who does not hold a slot gives back somebody else's.
+    ReleaseWithoutCheck,
+}
+
+/// A world to be run.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// What is left out.
+    pub defect: Option<Defect>,
+    /// Says what happens on standard output.
+    pub trace: bool,
+}
+
+/// What a run was like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Entries of the log.
+    pub entries: usize,
+    /// Executions.
+    pub executions: usize,
+    /// Recoveries.
+    pub recovered: usize,
+    /// Virtual milliseconds.
+    pub lasted_ms: u64,
+}
+
+/// Longest time a world gets to come to rest after chaos, in virtual milliseconds: the sum of every bound in it
+/// (queue time, time to run, lost or stale, three attempts) with room.
+const REST_MAX_MS: u64 = 150_000;
+const REST_LOOK_MS: u64 = 1_000;
+
+/// Runs a world.
+///
+/// # Errors
+/// The invariant it broke.
+pub fn run(setup: Setup) -> Result<Summary, Violation> {
+    use Kind::{Dispatcher, Prober, Watchdog};
+    let stage = Stage::new(setup, &[Dispatcher, Dispatcher, Watchdog, Watchdog, Prober, Prober]);
+    plan::begin(&stage);
+    stage.exec.run_until(plan::CHAOS_MS);
+    let mut settled = false;
+    while !settled && stage.exec.now() < plan::CHAOS_MS + REST_MAX_MS {
+        stage.exec.run_until(stage.exec.now() + REST_LOOK_MS);
+        settled = stage.settling.get() && rests(&stage);
+    }
+    let verdict = judge::judge(&stage, settled);
+    let summary = summary(&stage);
+    stage.exec.clear();
+    stage.places.borrow_mut().clear();
+    verdict.map(|()| summary)
+}
+
+fn executions(stage: &Stage) -> Vec<Execution> {
+    let log = stage.log.borrow();
+    let submitted = log.entries().iter().filter_map(|entry| match entry.execution() {
+        Some(rollcall_core::event::ExecutionEvent::Submitted(request)) => Some(&request.execution_id),
+        _ => None,
+    });
+    submitted.filter_map(|id| watchdog::history(stage, id)).collect()
+}
+
+/// Whether nothing is left to do.
+fn rests(stage: &Rc<Stage>) -> bool {
+    let empty =
+        exec::at_once(stage.capacity.handle().scan(POOL, None)).is_ok_and(|page| page.holds.is_empty());
+    empty && stage.reports.borrow().is_empty() && executions(stage).iter().all(|e| e.state.is_terminal())
+}
+
+fn summary(stage: &Stage) -> Summary {
+    let log = stage.log.borrow();
+    let recovered = |entry: &&Rc<log::Entry>| entry.event.body.short_type() == "execution.recovered";
+    Summary {
+        entries: log.entries().len(),
+        recovered: log.entries().iter().filter(recovered).count(),
+        executions: executions(stage).len(),
+        lasted_ms: stage.exec.now(),
+    }
+}

@@ -1,0 +1,275 @@
+//! What happens to a world: drawn from its seed as it goes.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use rollcall_core::{
+    AgentId, ExecutionId, Pool,
+    event::{PayloadRef, Submitted},
+    wire::{Delivery, OnLoss},
+};
+
+use crate::{
+    exec::{Owner, Promise, pause},
+    stage::{Body, Kind, Stage, Weather},
+    watchdog::history,
+};
+
+const SUBMIT_TIMEOUT_MS: u64 = 4_000;
+const SUBMIT_TRIES: u32 = 12;
+
+/// Everything that goes wrong is over by then, counted from the beginning.
+pub(crate) const CHAOS_MS: u64 = 30_000;
+
+fn agent(number: u64) -> AgentId {
+    AgentId::new(&format!("agent-{number}")).expect("a valid id")
+}
+
+/// Sets a world up and lets chaos begin.
+pub(crate) fn begin(stage: &Rc<Stage>) {
+    let exec = &stage.exec;
+    stage.weather.set(Weather {
+        loss: exec.between(0, 30),
+        twice: exec.between(0, 40),
+        way_max: exec.between(3, 200),
+    });
+    let services = stage.places.borrow().len();
+    for me in 0..services {
+        let offset = i64::try_from(exec.between(0, 400)).unwrap_or(0) - 200;
+        stage.places.borrow_mut()[me].offset = offset;
+        stage.start(me);
+    }
+    let agents = exec.between(2, 4);
+    let mut capacities = BTreeMap::new();
+    for number in 0..agents {
+        let capacity = u32::try_from(exec.between(1, 2)).unwrap_or(1);
+        capacities.insert(agent(number), capacity);
+        stage.boot(&agent(number), capacity);
+    }
+    for number in 0..exec.between(6, 12) {
+        let at = exec.between(1_500, CHAOS_MS - 4_000);
+        let task = Rc::clone(stage);
+        exec.later(at, move || submit(&task, number, agents));
+    }
+    let task = Rc::clone(stage);
+    exec.spawn(Owner::World, async move {
+        while task.exec.now() < CHAOS_MS {
+            pause(&task.exec, task.exec.between(200, 3_000)).await;
+            disturb(&task, &capacities);
+        }
+        heal(&task, &capacities);
+    });
+}
+
+fn submit(stage: &Rc<Stage>, number: u64, agents: u64) {
+    let exec = &stage.exec;
+    let id = ExecutionId::new(&format!("x{number}")).expect("a valid id");
+    let agent_id = exec.chance(600).then(|| agent(exec.between(0, agents - 1)));
+    let request = Submitted {
+        execution_id: id.clone(),
+        attempt: 1,
+        agent_id,
+        pool: Pool::default(),
+        input: PayloadRef { bytes: 0, sha256: String::new(), seq: 0, attempt: 1 },
+        timeout_ms: Some(exec.between(1_500, 9_000)),
+        priority: u8::try_from(exec.between(0, 9)).unwrap_or(5),
+        queue_ttl_ms: exec.between(10_000, 25_000),
+        on_loss: if exec.chance(650) { OnLoss::Requeue } else { OnLoss::Fail },
+        max_attempts: 3,
+        stall_timeout_ms: None,
+        lost_after_ms: None,
+        delivery: Delivery::Push,
+        labels: BTreeMap::new(),
+        request_sha256: String::new(),
+    };
+    if exec.chance(200) {
+        command(stage, exec.between(100, 6_000), id.clone(), false);
+    }
+    if exec.chance(100) {
+        command(stage, exec.between(5_000, 12_000), id.clone(), true);
+    }
+    let stage = Rc::clone(stage);
+    let exec = Rc::clone(exec);
+    exec.spawn(Owner::World, async move {
+        for _ in 0..SUBMIT_TRIES {
+            let answer = Promise::new(&stage.exec);
+            answer.keep_after(SUBMIT_TIMEOUT_MS, false);
+            if let Some((me, dispatcher)) = some_dispatcher(&stage) {
+                let (request, kept) = (request.clone(), answer.clone());
+                stage.exec.spawn(Owner::Service(me), async move {
+                    let accepted = dispatcher.submit(request).await;
+                    kept.keep(accepted);
+                });
+            }
+            if answer.await {
+                stage.truth.borrow_mut().accepted.insert(request.execution_id.clone());
+                return;
+            }
+            pause(&stage.exec, 700).await;
+        }
+    });
+}
+
+fn some_dispatcher(stage: &Stage) -> Option<(usize, Rc<crate::dispatcher::Dispatcher>)> {
+    let places = stage.places.borrow();
+    let running: Vec<_> = places
+        .iter()
+        .enumerate()
+        .filter(|(_, place)| !place.link.bus_cut)
+        .filter_map(|(me, place)| match &place.body {
+            Some(Body::Dispatcher(dispatcher)) => Some((me, Rc::clone(dispatcher))),
+            _ => None,
+        })
+        .collect();
+    let last = (running.len() as u64).checked_sub(1)?;
+    let drawn = usize::try_from(stage.exec.between(0, last)).unwrap_or(0);
+    running.get(drawn).cloned()
+}
+
+fn command(stage: &Rc<Stage>, after: u64, id: ExecutionId, retry: bool) {
+    let task = Rc::clone(stage);
+    stage.exec.later(after, move || {
+        if history(&task, &id).is_none() {
+            return;
+        }
+        let Some((me, dispatcher)) = some_dispatcher(&task) else { return };
+        task.exec.spawn(Owner::Service(me), async move {
+            if retry { dispatcher.retry(&id).await } else { dispatcher.cancel(&id).await }
+        });
+    });
+}
+
+/// One thing goes wrong.
+fn disturb(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
+    let exec = &stage.exec;
+    let services = stage.places.borrow().len() as u64;
+    let me = usize::try_from(exec.between(0, services - 1)).unwrap_or(0);
+    let victim = agent(exec.between(0, capacities.len() as u64 - 1));
+    let capacity = capacities.get(&victim).copied().unwrap_or(1);
+    match exec.between(0, 99) {
+        0..=17 => {
+            stage.crash(me);
+            let task = Rc::clone(stage);
+            exec.later(exec.between(100, 6_000), move || task.start(me));
+        }
+        18..=29 => {
+            let (bus, log) = [(true, true), (true, false), (false, true)]
+                [usize::try_from(exec.between(0, 2)).unwrap_or(0)];
+            cut_service(stage, me, bus, log, exec.between(300, 10_000));
+        }
+        // All who watch are deaf at once, and the log is there.
+        30..=37 => {
+            let lasts = exec.between(4_000, 14_000);
+            for me in watchers(stage) {
+                cut_service(stage, me, true, false, lasts);
+            }
+        }
+        38..=49 => replace(stage, &victim, capacity, true),
+        50..=55 => replace(stage, &victim, capacity, false),
+        56..=63 => {
+            let until = exec.now() + exec.between(500, 9_000);
+            if let Some(at) = current(stage, &victim) {
+                stage.say(|| format!("{victim} freezes until {until}"));
+                stage.instances.borrow_mut()[at].frozen_until = until;
+            }
+        }
+        64..=75 => cut_agent(stage, &victim, exec.between(500, 10_000)),
+        76..=79 => {
+            let lasts = exec.between(2_000, 9_000);
+            for agent in capacities.keys() {
+                cut_agent(stage, agent, lasts);
+            }
+        }
+        80..=86 => {
+            if let Some(at) = current(stage, &victim) {
+                stage.say(|| format!("{victim} is told to stop"));
+                stage.shut_down(at);
+                let (task, victim) = (Rc::clone(stage), victim.clone());
+                exec.later(exec.between(1_000, 9_000), move || {
+                    task.boot(&victim, capacity);
+                });
+            }
+        }
+        87..=92 => {
+            stage.say(|| "capacity is wiped".to_owned());
+            stage.capacity.flush();
+            stage.truth.borrow_mut().wiped.push(exec.now());
+        }
+        _ => jump(stage, me),
+    }
+}
+
+fn watchers(stage: &Stage) -> Vec<usize> {
+    let places = stage.places.borrow();
+    (0..places.len()).filter(|me| places[*me].kind != Kind::Dispatcher).collect()
+}
+
+fn cut_service(stage: &Rc<Stage>, me: usize, bus: bool, log: bool, lasts: u64) {
+    stage.set_link(me, bus, log);
+    let task = Rc::clone(stage);
+    stage.exec.later(lasts, move || task.set_link(me, false, false));
+}
+
+fn cut_agent(stage: &Rc<Stage>, agent: &AgentId, lasts: u64) {
+    stage.say(|| format!("{agent} is cut off for {lasts} ms"));
+    stage.agents_cut.borrow_mut().insert(agent.clone());
+    let (task, agent) = (Rc::clone(stage), agent.clone());
+    stage.exec.later(lasts, move || {
+        task.agents_cut.borrow_mut().remove(&agent);
+    });
+}
+
+/// The newest living instance.
+fn current(stage: &Stage, agent: &AgentId) -> Option<usize> {
+    let instances = stage.instances.borrow();
+    (0..instances.len()).rev().find(|at| instances[*at].alive && instances[*at].agent == *agent)
+}
+
+/// A new instance; the old one is killed first, or goes on beside it.
+fn replace(stage: &Rc<Stage>, agent: &AgentId, capacity: u32, kill: bool) {
+    let mut after = 0;
+    if kill {
+        if let Some(at) = current(stage, agent) {
+            stage.kill_instance(at);
+        }
+        after = stage.exec.between(200, 9_000);
+    }
+    let (task, agent) = (Rc::clone(stage), agent.clone());
+    stage.exec.later(after, move || {
+        task.boot(&agent, capacity);
+    });
+}
+
+/// A prober adopts the new time; a watchdog's clock goes on evenly, and it knows.
+fn jump(stage: &Rc<Stage>, me: usize) {
+    let by = i64::try_from(stage.exec.between(0, 3_000)).unwrap_or(0) - 1_500;
+    stage.say(|| format!("the clock of service {me} jumps by {by} ms"));
+    match stage.body(me) {
+        Some(Body::Prober(prober)) => {
+            stage.places.borrow_mut()[me].offset = by;
+            prober.clock_jumped();
+        }
+        Some(Body::Watchdog(watchdog)) => watchdog.clock_jumped(),
+        Some(Body::Dispatcher(_)) | None => {}
+    }
+}
+
+/// The end of chaos: everything works from here on, most agents are back.
+fn heal(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
+    stage.say(|| "chaos is over".to_owned());
+    stage.settling.set(true);
+    stage.weather.set(Weather::FAIR);
+    stage.agents_cut.borrow_mut().clear();
+    let services = stage.places.borrow().len();
+    for me in 0..services {
+        stage.set_link(me, false, false);
+        stage.start(me);
+    }
+    for instance in stage.instances.borrow_mut().iter_mut() {
+        instance.frozen_until = 0;
+    }
+    for (agent, capacity) in capacities {
+        if current(stage, agent).is_none() && stage.exec.chance(700) {
+            stage.boot(agent, *capacity);
+        }
+    }
+}

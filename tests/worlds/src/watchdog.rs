@@ -1,0 +1,441 @@
+//! The watchdog around its real judgement: `watchdog::state::World` hears, folds and judges; this carries out what it
+//! says over the simulated network, in the order the service does.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+    rc::Rc,
+};
+
+use rollcall_core::{
+    AgentId, ExecutionId, InstanceId, Timestamp,
+    event::{EventBody, ExecutionEvent, SystemEvent, SystemEventKind},
+    execution::Execution,
+};
+use watchdog::{
+    breaker::BreakerLimits,
+    decide::{Judgement, Look, Verdict},
+    effect,
+    facts::{Asked, Edge, Limits, Waiting},
+    sight::Void,
+    state::{Config, Looks, World},
+    zombie::{ClaimFacts, ClaimVerdict, Known, judge_claim, retry_pause_ms},
+};
+
+use crate::{
+    Defect,
+    agent::{Answer, Beat, Reply, Request},
+    exec::{Owner, pause},
+    log::Appended,
+    stage::{INTERVAL_MS, Stage},
+};
+
+/// Durations of this small, fast fleet.
+pub(crate) const LIMITS: Limits = Limits {
+    dispatch_grace_ms: 3_000,
+    lost_after_ms: 3_000,
+    stale_after_ms: 15_000,
+    terminate_grace_ms: 300,
+    failure_threshold: 3,
+    interval_ms: INTERVAL_MS,
+};
+const CONFIG: Config = Config {
+    limits: LIMITS,
+    breaker: BreakerLimits { fraction: 0.5, min_agents: 3, window_ms: 5_000 },
+    recovery_rate: 20,
+};
+const LOOK_TIMEOUT_MS: u64 = 1_000;
+const TERMINATE_TIMEOUT_MS: u64 = LIMITS.terminate_grace_ms + 2_000;
+const CANARY_TIMEOUT_MS: u64 = 2_000;
+const CANARY_INTERVAL_MS: u64 = 5_000;
+const BLIND_INTERVAL_MS: u64 = 100;
+const BREAKER_INTERVAL_MS: u64 = 500;
+const SCHEDULE_MS: u64 = 50;
+const STEPS_MAX: usize = 10;
+const RETRY_MS: u64 = 500;
+
+/// A watchdog process.
+pub(crate) struct Watchdog {
+    stage: Rc<Stage>,
+    me: usize,
+    world: RefCell<World>,
+    position: Cell<u64>,
+    following: Cell<bool>,
+}
+
+impl Watchdog {
+    pub(crate) fn new(stage: &Rc<Stage>, me: usize) -> Rc<Self> {
+        Rc::new(Self {
+            stage: Rc::clone(stage),
+            me,
+            world: RefCell::new(World::new(CONFIG)),
+            position: Cell::new(0),
+            following: Cell::new(false),
+        })
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&mut World, Timestamp) -> R) -> R {
+        act(&mut self.world.borrow_mut(), self.stage.clock(self.me))
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + 'static) {
+        self.stage.exec.spawn(Owner::Service(self.me), work);
+    }
+
+    fn forgets_void(&self) -> bool {
+        self.stage.has(Defect::VoidCountedAsAbsent)
+    }
+
+    pub(crate) fn run(self: &Rc<Self>) {
+        let link = self.stage.link(self.me);
+        self.with(|world, _| world.sight.set_connected(!link.bus_cut && !link.log_cut));
+        let this = Rc::clone(self);
+        self.spawn(async move {
+            while this.stage.leader(this.me).await.is_err() {}
+            this.following.set(true);
+            this.fold();
+            this.with(|world, now| {
+                world.sight.set_caught_up(true);
+                world.check_breaker(now);
+                world.settle_all(now);
+            });
+            loop {
+                while let Some((id, attempt)) = this.with(World::take_due) {
+                    let worker = Rc::clone(&this);
+                    this.spawn(async move { worker.land(id, attempt).await });
+                }
+                this.errands();
+                pause(&this.stage.exec, SCHEDULE_MS).await;
+            }
+        });
+        let this = Rc::clone(self);
+        self.spawn(async move { this.watch_self().await });
+        let this = Rc::clone(self);
+        self.spawn(async move { this.watch_breaker().await });
+    }
+
+    pub(crate) fn beat(&self, beat: &Beat) {
+        self.with(|world, now| world.beat(beat.agent.as_str(), &beat.heartbeat(), now));
+    }
+
+    /// The connection is known to be cut, or is back.
+    pub(crate) fn link(&self, connected: bool) {
+        if self.forgets_void() {
+            return;
+        }
+        self.with(|world, _| {
+            world.sight.set_connected(connected);
+            if connected {
+                world.void(Void::BusCut);
+            }
+        });
+    }
+
+    /// The wall clock jumped; the even one goes on, and the log's server agrees with it.
+    pub(crate) fn clock_jumped(&self) {
+        if !self.forgets_void() {
+            self.with(|world, _| world.void(Void::ClockJump));
+        }
+    }
+
+    pub(crate) fn tail(self: &Rc<Self>) {
+        if self.following.get() {
+            self.fold();
+        }
+    }
+
+    fn fold(&self) {
+        let log = self.stage.log.borrow();
+        let from = usize::try_from(self.position.get()).unwrap_or(usize::MAX);
+        for entry in log.entries().iter().skip(from) {
+            // What does not fit is the judge's business.
+            let _ = self.with(|world, now| {
+                world.apply(&self.stage.subjects, &entry.subject, entry.seq, &entry.bytes, now)
+            });
+        }
+        self.position.set(log.last_seq());
+        drop(log);
+        self.with(World::after_batch);
+        let due: BTreeSet<ExecutionId> =
+            self.with(|world, _| std::mem::take(&mut world.histories_due)).into_iter().collect();
+        for id in due {
+            // Ended, and started again.
+            if let Some(execution) = history(&self.stage, &id).filter(|e| !e.state.is_terminal()) {
+                self.with(|world, now| world.adopt(execution, now));
+            }
+        }
+    }
+
+    fn adopt(&self, id: &ExecutionId) -> bool {
+        let Some(execution) = history(&self.stage, id) else { return false };
+        self.with(|world, now| {
+            let known =
+                world.executions.get(id).map(|e| e.seq).or_else(|| world.ended.get(id).map(|n| n.seq));
+            if known.is_none_or(|known| known < execution.seq) {
+                world.adopt(execution, now);
+            }
+        });
+        true
+    }
+
+    async fn refresh(&self, id: &ExecutionId) -> Result<bool, String> {
+        self.stage.leader(self.me).await.map_err(|_| "the log is away".to_owned())?;
+        Ok(self.adopt(id))
+    }
+
+    // ---- sight
+
+    async fn canary(&self) -> bool {
+        if self.forgets_void() {
+            return true;
+        }
+        let way = self.stage.weather.get().way_max * 2;
+        pause(&self.stage.exec, way).await;
+        if self.stage.link(self.me).bus_cut {
+            pause(&self.stage.exec, CANARY_TIMEOUT_MS).await;
+            return false;
+        }
+        true
+    }
+
+    async fn watch_self(self: Rc<Self>) {
+        loop {
+            if self.with(|world, _| world.sight.since().is_some()) {
+                pause(&self.stage.exec, CANARY_INTERVAL_MS).await;
+                if !self.canary().await {
+                    self.with(|world, _| world.void(Void::CanaryLost));
+                }
+                continue;
+            }
+            pause(&self.stage.exec, BLIND_INTERVAL_MS).await;
+            let epoch = self.with(|world, _| world.sight.epoch());
+            if self.stage.leader(self.me).await.is_err() {
+                continue;
+            }
+            let last = self.stage.log.borrow().last_seq();
+            if self.position.get() >= last && self.canary().await {
+                self.with(|world, now| world.proven(epoch, now));
+            }
+        }
+    }
+
+    async fn watch_breaker(self: Rc<Self>) {
+        loop {
+            pause(&self.stage.exec, BREAKER_INTERVAL_MS).await;
+            let (speaks, tripped, expected, now) = self.with(|world, now| {
+                if world.sight.caught_up() {
+                    world.check_breaker(now);
+                }
+                let differs = world.is_tripped() != world.log_suspended;
+                (world.sight.since().is_some() && differs, world.is_tripped(), world.system_seq, now)
+            });
+            if !speaks {
+                continue;
+            }
+            let kind =
+                if tripped { SystemEventKind::RecoverySuspended } else { SystemEventKind::RecoveryResumed };
+            let body = SystemEvent { kind, data: serde_json::json!({}) };
+            let subject = self.stage.subjects.system_event("watchdog");
+            let event = self.stage.event(self.me, "watchdog", "watchdog", now, body.into());
+            if self.stage.append(self.me, &subject, &event, expected).await.is_ok() {
+                self.fold();
+            }
+        }
+    }
+
+    // ---- judgements
+
+    async fn land(self: Rc<Self>, id: ExecutionId, attempt: u32) {
+        let worked = self.work(&id).await;
+        let (judgement, retry) = match worked {
+            Ok(judgement) => (judgement, None),
+            Err(why) => {
+                self.stage.say(|| format!("watchdog {}: {id}: {why}", self.me));
+                (None, Some(self.stage.clock(self.me).plus_ms(RETRY_MS)))
+            }
+        };
+        self.with(|world, now| world.landed((&id, attempt), judgement, retry, now));
+    }
+
+    async fn work(&self, id: &ExecutionId) -> Result<Option<Judgement>, String> {
+        let mut looks = Looks::default();
+        let mut first: Option<(u32, InstanceId)> = None;
+        for _ in 0..STEPS_MAX {
+            let judged = self.with(|world, now| {
+                let held = world.executions.get(id)?.holder()?.clone();
+                world.judge(id, &looks, now).map(|(judgement, _)| (judgement, held))
+            });
+            let Some((judgement, held)) = judged else { return Ok(None) };
+            let key = (held.number, held.instance_id.clone());
+            if first.get_or_insert_with(|| key.clone()) != &key {
+                return Ok(None);
+            }
+            match judgement.verdict {
+                Verdict::Leave | Verdict::WaitUntil(_) | Verdict::Postpone(_) => return Ok(Some(judgement)),
+                Verdict::Look(Look::Canary) => {
+                    if !self.canary().await {
+                        return Err("the canary did not come back".to_owned());
+                    }
+                    looks.canary = true;
+                }
+                Verdict::Look(Look::Report) => {
+                    self.stage.leader(self.me).await.map_err(|_| "the reports are away".to_owned())?;
+                    let last = self.stage.reports.borrow().last(&held.agent_id, id);
+                    looks.waiting = effect::waiting(held.number, last);
+                }
+                Verdict::Look(Look::Turn) => self.with(|world, now| world.take_turn(id, now)),
+                Verdict::Look(Look::Instance) => {
+                    looks.edge = self.look(id, held.number, &held.agent_id, &held.instance_id).await;
+                }
+                Verdict::Terminate(_) => {
+                    self.end(id, held.number, &held.agent_id, &held.instance_id).await;
+                    looks.waiting = Waiting::Unasked;
+                }
+                Verdict::Recover(_) => return self.recover(id, &looks).await.map(|()| None),
+            }
+        }
+        Err(format!("no decision after {STEPS_MAX} looks"))
+    }
+
+    fn answered(&self, agent: &AgentId, instance: &InstanceId) {
+        self.with(|world, _| {
+            let entry = world.agents.get_mut(agent);
+            if let Some(claims) = entry.and_then(|entry| entry.claims_mut(instance.as_str())) {
+                claims.answered = true;
+            }
+        });
+    }
+
+    async fn look(&self, id: &ExecutionId, attempt: u32, agent: &AgentId, instance: &InstanceId) -> Edge {
+        let answer = self.stage.ask(self.me, agent, instance, Request::Executions, LOOK_TIMEOUT_MS).await;
+        match answer {
+            Answer::Said(Reply::Holds(claims)) => {
+                self.answered(agent, instance);
+                let lists = claims.iter().any(|claim| claim.id == *id && claim.attempt == attempt);
+                self.with(|world, now| {
+                    if lists {
+                        world.note_full_answer(id);
+                        Edge::Lists
+                    } else {
+                        Edge::ListsNot { times: world.note_empty_answer(id, INTERVAL_MS, now) }
+                    }
+                })
+            }
+            Answer::NoResponders => Edge::NoResponders,
+            Answer::Void if !self.forgets_void() => Edge::Void,
+            _ => Edge::NoAnswer,
+        }
+    }
+
+    async fn end(&self, id: &ExecutionId, attempt: u32, agent: &AgentId, instance: &InstanceId) {
+        let request = Request::Terminate(id.clone(), attempt);
+        let answer = self.stage.ask(self.me, agent, instance, request, TERMINATE_TIMEOUT_MS).await;
+        if matches!(answer, Answer::Said(_)) {
+            self.answered(agent, instance);
+        }
+        let asked = match answer {
+            Answer::Said(Reply::Terminated) => Some(Asked::Confirmed),
+            Answer::Said(Reply::NotRunning) => Some(Asked::NotRunning),
+            _ => None,
+        };
+        self.with(|world, now| world.note_asked(id, asked, now));
+    }
+
+    async fn recover(&self, id: &ExecutionId, looks: &Looks) -> Result<(), String> {
+        let decided = self.with(|world, now| {
+            let execution = world.executions.get(id)?;
+            let held = execution.holder()?;
+            let (judgement, facts) = world.judge(id, looks, now)?;
+            let Verdict::Recover(finding) = judgement.verdict else { return None };
+            let loss = effect::loss(execution, held, &finding, &facts, serde_json::Value::Null, now);
+            Some((execution.lose(loss).ok()?, execution.seq, now))
+        });
+        let Some((event, expected, now)) = decided else { return Ok(()) };
+        let subject = self.stage.subjects.execution_event(id);
+        let event = self.stage.event(self.me, "watchdog", id.as_str(), now, EventBody::Execution(event));
+        match self.stage.append(self.me, &subject, &event, expected).await {
+            Ok(Appended::At(_)) => {
+                self.fold();
+                Ok(())
+            }
+            Ok(Appended::Conflict) => self.refresh(id).await.map(|_| ()),
+            Err(_) => Err("the log is away".to_owned()),
+        }
+    }
+
+    // ---- zombies and greetings
+
+    fn errands(self: &Rc<Self>) {
+        let (zombies, greetings) = self.with(|world, _| {
+            let zombies: BTreeSet<_> = std::mem::take(&mut world.zombies_due).into_iter().collect();
+            let greetings: Vec<_> = world.greetings_due.drain(..).collect();
+            (zombies, greetings)
+        });
+        for (agent, instance) in greetings {
+            let this = Rc::clone(self);
+            self.spawn(async move {
+                let asked = this.stage.ask(this.me, &agent, &instance, Request::Executions, LOOK_TIMEOUT_MS);
+                if matches!(asked.await, Answer::Said(_)) {
+                    this.answered(&agent, &instance);
+                }
+            });
+        }
+        for (agent, instance) in zombies {
+            let this = Rc::clone(self);
+            self.spawn(async move { this.lay_to_rest(&agent, &instance).await });
+        }
+    }
+
+    async fn lay_to_rest(&self, agent: &AgentId, instance: &InstanceId) {
+        let extras: Vec<_> = self.with(|world, now| {
+            let claims = world.agents.get(agent).and_then(|e| e.claims_of(instance.as_str()));
+            let extras = claims.map_or(&[][..], |claims| claims.extras());
+            let judged = extras.iter().map(|e| {
+                let facts = ClaimFacts { known: e.known, times: e.times, next_ask_at: e.next_ask_at };
+                (e.id.clone(), e.attempt, judge_claim(facts, now))
+            });
+            judged.filter(|(_, _, verdict)| *verdict != ClaimVerdict::Leave).collect()
+        });
+        for (id, attempt, verdict) in extras {
+            let Ok(exists) = self.refresh(&id).await else { return };
+            let known = if exists { Known::NotTheirs } else { Known::Nothing };
+            let theirs = self.with(|world, _| {
+                let held = world.executions.get(&id).and_then(Execution::holder);
+                held.is_some_and(|h| {
+                    h.agent_id == *agent && h.instance_id == *instance && h.number == attempt
+                })
+            });
+            let asks = exists && !theirs && verdict == ClaimVerdict::Terminate;
+            self.with(|world, now| {
+                let claims = world.agents.get_mut(agent).and_then(|e| e.claims_mut(instance.as_str()));
+                let extra = claims
+                    .and_then(|c| c.extras_mut().iter_mut().find(|e| e.id == id && e.attempt == attempt));
+                let Some(extra) = extra else { return };
+                if extra.known != known {
+                    extra.known = known;
+                    extra.times = 0;
+                }
+                if asks {
+                    extra.next_ask_at = Some(now.plus_ms(retry_pause_ms(extra.asked)));
+                    extra.asked = extra.asked.saturating_add(1);
+                }
+            });
+            if asks {
+                let request = Request::Terminate(id, attempt);
+                let _ = self.stage.ask(self.me, agent, instance, request, TERMINATE_TIMEOUT_MS).await;
+            }
+        }
+    }
+}
+
+/// An execution as the whole log has it now.
+pub(crate) fn history(stage: &Stage, id: &ExecutionId) -> Option<Execution> {
+    let entries = stage.log.borrow().history(&stage.subjects.execution_event(id));
+    let event = |entry: &crate::log::Entry| -> Option<(u64, ExecutionEvent, Timestamp)> {
+        entry.execution().map(|event| (entry.seq, event.clone(), entry.event.time))
+    };
+    let events: Vec<_> = entries.iter().filter_map(|entry| event(entry)).collect();
+    let mut execution = Execution::fold(events.iter().map(|(seq, event, time)| (*seq, event, *time)))?;
+    execution.seq = execution.seq.max(entries.last()?.seq);
+    Some(execution)
+}

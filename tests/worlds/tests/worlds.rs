@@ -1,0 +1,52 @@
+//! Thousands of worlds, and the proof that they would notice.
+
+use worlds::{Defect, Setup, Violation, run};
+
+fn replay_line(seed: u64, violation: &Violation) -> String {
+    format!(
+        "seed {seed} broke invariant {}: {}\nreplay: ROLLCALL_SEED={seed} cargo test -p worlds replay -- --nocapture",
+        violation.invariant, violation.what
+    )
+}
+
+#[test]
+fn probe_teeth() {
+    for d in [
+        Defect::NoCas,
+        Defect::AckBeforeAppend,
+        Defect::NoAttemptFence,
+        Defect::VoidCountedAsAbsent,
+        Defect::ReleaseWithoutCheck,
+    ] {
+        let start = std::time::Instant::now();
+        let mut caught = 0;
+        for seed in 0..200 {
+            if let Err(v) = run(Setup { seed, defect: Some(d), trace: false }) {
+                caught += 1;
+                if caught < 8 {
+                    println!("{d:?} {seed} {v:?}");
+                }
+            }
+        }
+        println!("{d:?} caught {caught} {:?}", start.elapsed());
+    }
+}
+#[test]
+fn replay() {
+    let Some(seed) = std::env::var("ROLLCALL_SEED").ok().and_then(|s| s.parse().ok()) else { return };
+    if let Err(violation) = run(Setup { seed, defect: None, trace: true }) {
+        panic!("{}", replay_line(seed, &violation));
+    }
+}
+#[test]
+fn probe_more() {
+    let start = std::time::Instant::now();
+    let mut bad = 0;
+    for seed in 200..1400 {
+        if let Err(v) = run(Setup { seed, defect: None, trace: false }) {
+            bad += 1;
+            println!("{}", replay_line(seed, &v))
+        }
+    }
+    println!("bad {bad} {:?}", start.elapsed());
+}
