@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rollcall_core::{subject::Subjects, wire::ApiError};
+use rollcall_core::{ids::is_valid_id, subject::Subjects, wire::ApiError};
 use rollcall_nats::{Bus, ConnectError, RequestError};
 use rollcall_service::Settings;
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,8 @@ impl Fleet {
             settings.prefix.parse().map_err(|error| Failure::new(exit::SETTINGS, format!("{error}")))?;
         let mut options = settings.bus_options("rollcall");
         // A user's account may restrict it to an inbox of its own (deploy/nats.conf).
-        options.inbox_prefix = settings.nats_user.as_ref().map(|user| format!("_INBOX_{user}"));
+        let user = settings.nats_user.as_ref().filter(|user| is_valid_id(user));
+        options.inbox_prefix = user.map(|user| format!("_INBOX_{user}"));
         let connecting = Bus::connect(options, CancellationToken::new());
         match tokio::time::timeout(within, connecting).await {
             Ok(Ok(bus)) => Ok(Self { bus, subjects: Subjects::new(prefix), answer_within: within }),

@@ -238,8 +238,7 @@ fn report(id: &ExecutionId, event: &ExecutionEvent, finding: &Finding, detected_
         _ => "cancelled",
     };
     metrics::counter!("rollcall_recoveries_total", "reason" => reason, "action" => action).increment(1);
-    // Milliseconds up to years fit a double exactly.
-    #[allow(clippy::cast_precision_loss)]
-    metrics::histogram!("rollcall_detection_ms", "reason" => reason).record(detected_after_ms as f64);
+    metrics::histogram!("rollcall_detection_seconds", "reason" => reason)
+        .record(std::time::Duration::from_millis(detected_after_ms));
     tracing::warn!(execution_id = %id, attempt = event.attempt(), reason, action, detected_after_ms, "recovered");
 }

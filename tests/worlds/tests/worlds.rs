@@ -2,6 +2,7 @@
 
 use worlds::{Defect, Setup, Violation, run};
 
+const ALL: [Defect;5] = [Defect::NoCas, Defect::AckBeforeAppend, Defect::NoAttemptFence, Defect::VoidCountedAsAbsent, Defect::ReleaseWithoutCheck];
 fn replay_line(seed: u64, violation: &Violation) -> String {
     format!(
         "seed {seed} broke invariant {}: {}\nreplay: ROLLCALL_SEED={seed} cargo test -p worlds replay -- --nocapture",
@@ -34,7 +35,10 @@ fn probe_teeth() {
 #[test]
 fn replay() {
     let Some(seed) = std::env::var("ROLLCALL_SEED").ok().and_then(|s| s.parse().ok()) else { return };
-    if let Err(violation) = run(Setup { seed, defect: None, trace: true }) {
+    let defect = std::env::var("ROLLCALL_DEFECT").ok().map(|name| {
+        *ALL.iter().find(|d| format!("{d:?}") == name).expect("ROLLCALL_DEFECT names a defect")
+    });
+    if let Err(violation) = run(Setup { seed, defect, trace: true }) {
         panic!("{}", replay_line(seed, &violation));
     }
 }
@@ -42,11 +46,9 @@ fn replay() {
 fn probe_more() {
     let start = std::time::Instant::now();
     let mut bad = 0;
-    for seed in 200..1400 {
+    for seed in 2000..3500 {
         if let Err(v) = run(Setup { seed, defect: None, trace: false }) {
-            bad += 1;
-            println!("{}", replay_line(seed, &v))
-        }
+            bad += 1; println!("{}", replay_line(seed, &v)) }
     }
     println!("bad {bad} {:?}", start.elapsed());
 }

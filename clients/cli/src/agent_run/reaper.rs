@@ -16,9 +16,12 @@ use nix::{
 /// The hidden subcommand that this is.
 pub(crate) const SUBCOMMAND: &str = "reap-groups";
 
+/// The program that runs now, also when its file was replaced since it started.
+const SELF: &str = "/proc/self/exe";
+
 /// Starts it. The returned pipe is its only tie: closing it is the signal.
 pub(crate) fn start() -> io::Result<ChildStdin> {
-    let mut child = Command::new(std::env::current_exe()?)
+    let mut child = Command::new(SELF)
         .args(["agent", SUBCOMMAND])
         .env_clear()
         .stdin(Stdio::piped())

@@ -77,6 +77,11 @@ impl Stage {
     pub(crate) async fn start() -> Self {
         let server = NatsServer::start().unwrap();
         let bus = server.bus("rollcall").await;
+        Self::on(server, bus).await
+    }
+
+    /// On a server and with a connection of the caller's.
+    pub(crate) async fn on(server: NatsServer, bus: Bus) -> Self {
         ensure_streams(&bus).await.unwrap();
         Self { server, bus, subjects: Subjects::default() }
     }
@@ -114,6 +119,16 @@ pub(crate) struct AgentProcess {
 impl AgentProcess {
     /// Starts it with more options and a shell script as its command.
     pub(crate) async fn start(stage: &Arc<Stage>, options: &[&str], script: &str) -> Self {
+        Self::start_as(stage, &[], options, script).await
+    }
+
+    /// The same with more variables.
+    pub(crate) async fn start_as(
+        stage: &Arc<Stage>,
+        variables: &[(&str, &str)],
+        options: &[&str],
+        script: &str,
+    ) -> Self {
         let id = AgentId::new("a1").unwrap();
         let mut messages = stage.bus.subscribe(stage.subjects.heartbeat(&id)).await.unwrap();
         stage.bus.flush().await.unwrap();
@@ -129,6 +144,7 @@ impl AgentProcess {
         let mut command =
             stage.rollcall(&["agent", "run", "--id", "a1", "--capacity", "4", "--interval-ms", "1000"]);
         command.args(options).args(["--", "/bin/sh", "-c", script]);
+        command.envs(variables.iter().copied());
         command.env("ROLLCALL_LOG", "error").stdout(Stdio::null()).stderr(Stdio::inherit());
         let child = command.spawn().unwrap();
         let mut seen = beats.clone();

@@ -98,8 +98,9 @@ impl Dispatcher {
         }
         if self.stage.has(Defect::AckBeforeAppend) {
             self.ack(number);
-            self.step().await;
         }
+        // The result is stored first.
+        self.stage.leader(self.me).await.map_err(|_| Undecided::Away)?;
         let mut nothing = false;
         let decided = self
             .decide(id, |e| {
