@@ -5,6 +5,7 @@ pub mod audit;
 pub mod credentials;
 pub mod fleet;
 pub mod load;
+pub mod options;
 pub mod process;
 pub mod proxy;
 pub mod raw;
@@ -12,5 +13,6 @@ pub mod sse;
 pub mod wait;
 
 pub use agent::{OnDispatch, OnTerminate, ScriptedAgent};
-pub use fleet::{ApiFailure, Fleet, Options};
+pub use fleet::{ApiFailure, Fleet};
+pub use options::Options;
 pub use wait::{lasts, until};

@@ -6,6 +6,7 @@ mod stories {
     mod bad_input;
     mod crashes;
     mod judgement;
+    mod mass_failure;
     mod ordinary;
     mod recovery;
 }

@@ -329,8 +329,7 @@ impl Dispatcher {
                     let _ = self.capacity.confirm_queued(pool.as_str(), hold, self.stamp()).await;
                 }
                 // Promoted and put to use since we looked: it holds a slot rightly.
-                (Some(execution), None)
-                    if execution.holder().is_some_and(|h| h.number == hold.attempt) => {}
+                (Some(execution), None) if execution.holder().is_some_and(|h| h.number == hold.attempt) => {}
                 _ => {
                     if let Some(settled) = self
                         .in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), hold, self.stamp()))

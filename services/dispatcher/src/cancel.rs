@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use rollcall_control::Control;
 use rollcall_core::{
     ExecutionId,
     execution::{Attempt, State},
@@ -68,9 +69,9 @@ impl Dispatcher {
     /// Has the agent end an attempt: over HTTP where that is how it is driven, else over NATS. `None`: no answer.
     async fn terminate(&self, id: &ExecutionId, held: &Attempt) -> Option<TerminateState> {
         let timeout = Duration::from_millis(self.settings.terminate_grace_ms) + ANSWER_MARGIN;
-        let control = self.ledger.agent(&held.agent_id).and_then(|agent| agent.control().cloned());
-        if let Some(endpoint) = control {
-            return match self.registries.terminate(&endpoint, id, timeout).await {
+        let control = self.ledger.agent(&held.agent_id).and_then(|agent| Control::of(&agent));
+        if let Some(control) = control {
+            return match self.registries.terminate(&control, id, timeout).await {
                 Ok(()) => Some(TerminateState::Terminated),
                 Err(error) => {
                     tracing::info!(execution_id = %id, agent_id = %held.agent_id, %error, "not terminated yet");

@@ -10,7 +10,9 @@ use rollcall_core::{AgentId, InstanceId, Timestamp};
 
 use crate::config::Policy;
 use crate::detector::Grade;
-use crate::state::{FILE_INSTANCE_PREFIX, Fleet, Index, Live, is_leaving};
+use rollcall_core::agent::FILE_INSTANCE_PREFIX;
+
+use crate::state::{Fleet, Index, Live, is_leaving};
 
 /// What a heartbeat amounted to.
 #[derive(Debug, Clone, PartialEq, Eq)]

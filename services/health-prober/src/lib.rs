@@ -10,7 +10,6 @@ pub mod decide;
 pub mod detector;
 mod effect;
 mod entry;
-pub mod guard;
 pub mod hear;
 mod losses;
 pub mod probe;

@@ -12,7 +12,7 @@ use rollcall_nats::Bus;
 use tokio_rustls::TlsConnector;
 
 use crate::detector::Cause;
-use crate::guard::{Guard, Trust};
+use rollcall_control::{Guard, Trust};
 
 mod a2a;
 mod acp;

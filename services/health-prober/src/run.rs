@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::effect::Reach;
-use crate::guard::Guard;
 use crate::probe::Prober;
 use crate::probe::scheduler::Scheduler;
 use crate::shell::{Ears, INPUTS, Input, LoopError, Shell, follow};
 use crate::{agents_file, api, losses};
+use rollcall_control::Guard;
 
 /// Pause between two looks at a log that is not up yet.
 const TRY_AGAIN: Duration = Duration::from_millis(500);

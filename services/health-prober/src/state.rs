@@ -20,8 +20,6 @@ pub const LOSSES_MAX: usize = 5;
 pub const LOSS_WINDOW_MS: u64 = 600_000;
 /// Agents that one prober follows; more are refused.
 pub const AGENTS_MAX: usize = 2_000_000;
-/// What the instance ids of agents from the agents file start with. They never beat.
-pub const FILE_INSTANCE_PREFIX: &str = "file-";
 
 /// An agent as its events tell it, and a little more than the shared aggregate keeps.
 #[derive(Debug, Clone)]
@@ -171,10 +169,7 @@ impl Known {
     /// It sends heartbeats (it is not from the agents file).
     #[must_use]
     pub fn beats(&self) -> bool {
-        self.agent
-            .instance_id
-            .as_ref()
-            .is_none_or(|instance| !instance.as_str().starts_with(FILE_INSTANCE_PREFIX))
+        !self.agent.is_from_file()
     }
 }
 

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId,
     subject::AgentVerb,
-    wire::{Endpoint, ExecutionsReply, OwnedClaim, TerminateReply, TerminateRequest, TerminateState},
+    wire::{ExecutionsReply, OwnedClaim, TerminateReply, TerminateRequest, TerminateState},
 };
 use rollcall_nats::RequestError;
 
-use rollcall_control::RegistryError;
+use rollcall_control::{Control, RegistryError};
 
 use crate::{config::ms, shared::Shared};
 
@@ -46,8 +46,8 @@ pub enum Ending {
 }
 
 /// The endpoint an agent is driven at, if not over NATS.
-fn control(shared: &Shared, agent: &AgentId) -> Option<Endpoint> {
-    shared.with(|world, _| world.agents.get(agent).and_then(|e| e.agent.control().cloned()))
+fn control(shared: &Shared, agent: &AgentId) -> Option<Control> {
+    shared.with(|world, _| world.agents.get(agent).and_then(|e| Control::of(&e.agent)))
 }
 
 /// Asks an instance what it holds.

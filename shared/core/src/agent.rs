@@ -11,6 +11,9 @@ use crate::{
     wire::Endpoint,
 };
 
+/// What the instance ids of agents start with that an operator described in a file. No heartbeat may use it.
+pub const FILE_INSTANCE_PREFIX: &str = "file-";
+
 /// An agent's status (PROTOCOL.md 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -173,6 +176,12 @@ impl Agent {
             && self.quarantined.is_none()
             && self.operator_drain.is_none()
             && self.instance_drain.is_none()
+    }
+
+    /// Whether the operator described it in a file: it never beats, and its URLs are the operator's.
+    #[must_use]
+    pub fn is_from_file(&self) -> bool {
+        self.instance_id.as_ref().is_some_and(|instance| instance.as_str().starts_with(FILE_INSTANCE_PREFIX))
     }
 
     /// Whether a heartbeat of `instance` may never count again.

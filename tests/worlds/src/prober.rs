@@ -26,7 +26,7 @@ use crate::{
     stage::{INTERVAL_MS, Stage},
 };
 
-const TICK_MS: u64 = 100;
+const TICK_MS: u64 = 250;
 const RETRY_MS: u64 = 250;
 const GOODBYE_TIMEOUT_MS: u64 = 2_000;
 /// A past instance that goes on beating is told goodbye at most this often.

@@ -50,7 +50,7 @@ const CANARY_TIMEOUT_MS: u64 = 2_000;
 const CANARY_INTERVAL_MS: u64 = 5_000;
 const BLIND_INTERVAL_MS: u64 = 100;
 const BREAKER_INTERVAL_MS: u64 = 500;
-const SCHEDULE_MS: u64 = 50;
+const SCHEDULE_MS: u64 = 100;
 const STEPS_MAX: usize = 10;
 const RETRY_MS: u64 = 500;
 

@@ -1,54 +1,140 @@
 //! Thousands of worlds, and the proof that they would notice.
 
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
+
 use worlds::{Defect, Setup, Violation, run};
 
-const ALL: [Defect;5] = [Defect::NoCas, Defect::AckBeforeAppend, Defect::NoAttemptFence, Defect::VoidCountedAsAbsent, Defect::ReleaseWithoutCheck];
+/// Worlds of an ordinary run; `ROLLCALL_WORLDS` asks for more (or fewer).
+const WORLDS: u64 = 2_000;
+/// Threads that share them.
+const THREADS: u64 = 2;
+/// On a machine so busy that they are not through by then, the rest is left out (and said so). Never fewer than
+/// [`WORLDS_MIN`]. A number asked for is always run in full.
+const PATIENCE: Duration = Duration::from_secs(60);
+const WORLDS_MIN: u64 = 400;
+/// The worlds in which each defect has to be found, and which have to be faultless without it.
+const TEETH: Range<u64> = 0..250;
+
+const DEFECTS: [Defect; 5] = [
+    Defect::NoCas,
+    Defect::AckBeforeAppend,
+    Defect::NoAttemptFence,
+    Defect::VoidCountedAsAbsent,
+    Defect::ReleaseWithoutCheck,
+];
+
+fn setup(seed: u64, defect: Option<Defect>) -> Setup {
+    Setup { seed, defect, trace: false }
+}
+
+/// What failed, and the one command that shows it again.
 fn replay_line(seed: u64, violation: &Violation) -> String {
     format!(
-        "seed {seed} broke invariant {}: {}\nreplay: ROLLCALL_SEED={seed} cargo test -p worlds replay -- --nocapture",
+        "seed {seed} broke invariant {}: {}\nreplay it with: ROLLCALL_SEED={seed} cargo test -p worlds replay -- --nocapture",
         violation.invariant, violation.what
     )
 }
 
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
 #[test]
-fn probe_teeth() {
-    for d in [
-        Defect::NoCas,
-        Defect::AckBeforeAppend,
-        Defect::NoAttemptFence,
-        Defect::VoidCountedAsAbsent,
-        Defect::ReleaseWithoutCheck,
-    ] {
-        let start = std::time::Instant::now();
-        let mut caught = 0;
-        for seed in 0..200 {
-            if let Err(v) = run(Setup { seed, defect: Some(d), trace: false }) {
-                caught += 1;
-                if caught < 8 {
-                    println!("{d:?} {seed} {v:?}");
-                }
+fn every_world_keeps_the_invariants() {
+    let asked = number("ROLLCALL_WORLDS");
+    let count = asked.unwrap_or(WORLDS);
+    let began = Instant::now();
+    let share = |thread: u64| {
+        let mut failures = Vec::new();
+        let (mut done, mut recovered) = (0, 0);
+        for seed in (thread..count).step_by(usize::try_from(THREADS).unwrap()) {
+            if asked.is_none() && seed >= WORLDS_MIN && began.elapsed() > PATIENCE {
+                break;
+            }
+            done += 1;
+            match run(setup(seed, None)) {
+                Ok(summary) => recovered += summary.recovered,
+                Err(violation) => failures.push(replay_line(seed, &violation)),
             }
         }
-        println!("{d:?} caught {caught} {:?}", start.elapsed());
-    }
+        (done, recovered, failures)
+    };
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || share(thread))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let done: u64 = results.iter().map(|(done, _, _)| done).sum();
+    let recovered: usize = results.iter().map(|(_, recovered, _)| recovered).sum();
+    let failures: Vec<String> = results.into_iter().flat_map(|(_, _, failures)| failures).collect();
+    println!("{done} of {count} worlds with {recovered} recoveries in {:?}", began.elapsed());
+    assert!(failures.is_empty(), "{} worlds failed:\n{}", failures.len(), failures.join("\n"));
+    assert!(recovered as u64 > done, "worlds in which nothing is ever lost prove little: {recovered}");
 }
+
+/// Shows one world: `ROLLCALL_SEED=123 cargo test -p worlds replay -- --nocapture`; with `ROLLCALL_DEFECT=NoCas` (or
+/// another) a defective one.
 #[test]
 fn replay() {
-    let Some(seed) = std::env::var("ROLLCALL_SEED").ok().and_then(|s| s.parse().ok()) else { return };
+    let Some(seed) = number("ROLLCALL_SEED") else { return };
     let defect = std::env::var("ROLLCALL_DEFECT").ok().map(|name| {
-        *ALL.iter().find(|d| format!("{d:?}") == name).expect("ROLLCALL_DEFECT names a defect")
+        *DEFECTS.iter().find(|defect| format!("{defect:?}") == name).expect("ROLLCALL_DEFECT names a defect")
     });
-    if let Err(violation) = run(Setup { seed, defect, trace: true }) {
-        panic!("{}", replay_line(seed, &violation));
+    match run(Setup { seed, defect, trace: true }) {
+        Ok(summary) => println!("{summary:?}"),
+        Err(violation) => panic!("{}", replay_line(seed, &violation)),
     }
 }
+
 #[test]
-fn probe_more() {
-    let start = std::time::Instant::now();
-    let mut bad = 0;
-    for seed in 2000..3500 {
-        if let Err(v) = run(Setup { seed, defect: None, trace: false }) {
-            bad += 1; println!("{}", replay_line(seed, &v)) }
+fn the_same_seed_is_the_same_world() {
+    for seed in 0..20 {
+        assert_eq!(run(setup(seed, None)), run(setup(seed, None)), "seed {seed}");
     }
-    println!("bad {bad} {:?}", start.elapsed());
+}
+
+/// Some world finds the defect, by one of the invariants that it breaks, and none of those up to there breaks without it.
+fn is_caught(defect: Defect, invariants: &[u8]) {
+    for seed in TEETH {
+        if let Err(violation) = run(setup(seed, None)) {
+            panic!("without any defect: {}", replay_line(seed, &violation));
+        }
+        if let Err(violation) = run(setup(seed, Some(defect)))
+            && invariants.contains(&violation.invariant)
+        {
+            println!(
+                "{defect:?} is caught by seed {seed}: invariant {}: {}",
+                violation.invariant, violation.what
+            );
+            return;
+        }
+    }
+    panic!("{defect:?} is not caught by any of the seeds {TEETH:?}");
+}
+
+#[test]
+fn appending_without_compare_and_set_is_caught() {
+    is_caught(Defect::NoCas, &[2, 3]);
+}
+
+#[test]
+fn acknowledging_before_appending_is_caught() {
+    is_caught(Defect::AckBeforeAppend, &[5]);
+}
+
+#[test]
+fn a_missing_attempt_fence_is_caught() {
+    is_caught(Defect::NoAttemptFence, &[5]);
+}
+
+#[test]
+fn counting_void_as_absent_is_caught() {
+    is_caught(Defect::VoidCountedAsAbsent, &[6]);
+}
+
+#[test]
+fn releasing_what_one_does_not_hold_is_caught() {
+    is_caught(Defect::ReleaseWithoutCheck, &[1, 4]);
 }

@@ -15,7 +15,7 @@ use url::{Host, Url};
 
 use super::{Checked, Found, Prober, blame};
 use crate::detector::Cause;
-use crate::guard::Trust;
+use rollcall_control::Trust;
 
 /// Addresses of one name that are tried before it is given up.
 const ADDRESSES_MAX: usize = 4;

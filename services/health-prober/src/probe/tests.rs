@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::json;
 
 use super::*;
-use crate::guard::Guard;
+use rollcall_control::Guard;
 
 mod server;
 

@@ -12,10 +12,12 @@ use super::Shell;
 use crate::agents_file::FileAgent;
 use crate::decide::Wish;
 use crate::detector::{Channel, Evidence};
-use crate::guard::Trust;
 use crate::probe::scheduler::Report;
 use crate::probe::{Found, Target};
-use crate::state::{FILE_INSTANCE_PREFIX, Index, ProbeSeen};
+use rollcall_control::Trust;
+use rollcall_core::agent::FILE_INSTANCE_PREFIX;
+
+use crate::state::{Index, ProbeSeen};
 
 /// An answer that takes more than this share of the probe's timeout is slow.
 const SLOW_SHARE: u32 = 2;

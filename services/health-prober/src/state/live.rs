@@ -8,7 +8,7 @@ use rollcall_core::{InstanceId, Timestamp};
 use super::Known;
 use crate::config::Policy;
 use crate::detector::{Cause, Channel, Channels, Evidence, Grade};
-use crate::guard::Trust;
+use rollcall_control::Trust;
 
 /// Whether an instance answers on its `ping` subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -167,8 +167,7 @@ impl Dispatcher {
                 (Some(execution), None) if waits(execution) => {
                     let _ = at_once(self.capacity.confirm_queued(POOL, hold, self.stamp()));
                 }
-                (Some(execution), None)
-                    if execution.holder().is_some_and(|h| h.number == hold.attempt) => {}
+                (Some(execution), None) if execution.holder().is_some_and(|h| h.number == hold.attempt) => {}
                 _ => {
                     self.settle(hold).await;
                 }

@@ -180,6 +180,17 @@ fn a_refused_dispatch_waits_again_as_the_same_attempt() {
 }
 
 #[test]
+fn a_late_word_that_it_waits_does_not_undo_its_promotion() {
+    let mut story = Story::new(OnLoss::Fail, 3);
+    let late = story.0.queue(1, None).unwrap();
+    story.then(story.0.dispatch(1, &agent(1), &instance(1), 500, START));
+    assert!(story.0.queue(1, None).is_err(), "nobody refused it");
+    let mut written = story.0.clone();
+    assert!(written.evolve(written.seq + 1, &late, START).is_err(), "nor if somebody writes it all the same");
+    assert_eq!(story.0.state, State::Dispatching);
+}
+
+#[test]
 fn the_place_in_the_queue_does_not_hide_why_it_waits_again() {
     let mut story = Story::new(OnLoss::Requeue, 3);
     story.run_on(1).lose();
