@@ -115,10 +115,12 @@ impl Dispatcher {
             .timeout_ms
             .or_else(|| agent.profile.as_ref().and_then(|p| p.timeout_ms))
             .unwrap_or(self.settings.default_timeout_ms);
-        let now = self.ledger.now();
+        // Its time starts when this is decided, not when it was first tried.
         let decided = self
             .ledger
-            .decide(id, |e| e.dispatch(grant.hold.attempt, &agent_id, &instance, timeout_ms, now))
+            .decide(id, |e| {
+                e.dispatch(grant.hold.attempt, &agent_id, &instance, timeout_ms, self.ledger.now())
+            })
             .await;
         let dispatched = match decided {
             Ok(change) => change.after,
@@ -130,7 +132,7 @@ impl Dispatcher {
             Err(error) => return Err(error),
         };
         metrics::histogram!("rollcall_queue_wait_seconds")
-            .record(Duration::from_millis(now.since_ms(dispatched.waiting_since)));
+            .record(Duration::from_millis(dispatched.state_since.since_ms(dispatched.waiting_since)));
         Ok(Some(dispatched))
     }
 

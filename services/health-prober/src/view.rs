@@ -28,8 +28,8 @@ pub struct AgentView {
     pub reason: String,
     /// The status before.
     pub previous: Option<Status>,
-    /// With status `error`: `{code, message, since}`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// With status `error`: `{code, message, since}`. Not called `error` on the wire, as that is what errors have.
+    #[serde(rename = "failure", skip_serializing_if = "Option::is_none")]
     pub error: Option<Value>,
     /// `{by, reason, since, deadline?}`
     #[serde(skip_serializing_if = "Option::is_none")]

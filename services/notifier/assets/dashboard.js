@@ -218,7 +218,7 @@
       cell(node, 2, row.agent_id ?? "", () => row.agent_id ? agentButton(row.agent_id) : el("span", "quiet", "any"));
       cell(node, 3, String(row.attempt), () => String(row.attempt));
       cell(node, 4, row.pool, () => row.pool);
-      cell(node, 7, `${row.reason ?? ""}|${row.error?.message ?? ""}`, () => row.error?.message ?? (row.reason ? words(row.reason) : ""));
+      cell(node, 7, `${row.reason ?? ""}|${row.failure?.message ?? ""}`, () => row.failure?.message ?? (row.reason ? words(row.reason) : ""));
       node.children[5].title = clock(row.submitted_at);
     }, chosenAgent ? `No such executions of ${chosenAgent}.` : chosenState === "open" ? "Nothing is open." : "None.");
     const more = answer.next !== null && rowLimit < ROWS_MAX;
@@ -275,7 +275,7 @@
       });
       cell(node, 4, agent.pool, () => agent.pool);
       cell(node, 5, agent.version ?? "", () => agent.version ?? "");
-      const why = agent.quarantined ?? agent.error?.message ?? agent.draining?.reason ?? words(agent.reason || "");
+      const why = agent.quarantined ?? agent.failure?.message ?? agent.draining?.reason ?? words(agent.reason || "");
       cell(node, 6, why, () => why);
       node.children[2].title = clock(agent.since);
     }, wanted ? "No agent matches." : "No agent has been heard of yet. The first heartbeat registers it.");
@@ -469,7 +469,7 @@
       fact("Losses that count", String(view.losses)), fact("Submitted", clock(view.submitted_at)),
       view.dispatched_at ? fact("Dispatched", clock(view.dispatched_at)) : null, view.deadline ? fact("Deadline", clock(view.deadline)) : null,
       view.ended_at ? fact("Ended", clock(view.ended_at)) : null, view.instance_id ? fact("Instance", el("span", "mono", view.instance_id)) : null,
-      view.error ? fact("Error", `${view.error.code}: ${view.error.message}`) : view.reason ? fact("Reason", words(view.reason)) : null,
+      view.failure ? fact("Error", `${view.failure.code}: ${view.failure.message}`) : view.reason ? fact("Reason", words(view.reason)) : null,
       labels ? fact("Labels", el("span", "mono", labels)) : null,
     ].filter(Boolean));
     const opened = new Set([...document.querySelectorAll("#detail-history details[open]")].map((node) => node.dataset.seq));

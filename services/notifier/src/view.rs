@@ -37,7 +37,7 @@ pub struct AgentView {
     #[schema(value_type = Option<String>)]
     pub previous: Option<Status>,
     /// With status `error`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "failure", skip_serializing_if = "Option::is_none")]
     pub error: Option<AgentErrorView>,
     /// Somebody wants it to drain.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -109,7 +109,7 @@ async fn reports_that_do_not_count() {
     // An unasked `terminated` is a failure, and a second report of the same is the first.
     holder.report(&work, 1, "terminated", json!({})).await;
     let view = fleet.state(&work, "failed", SOON).await;
-    assert_eq!(view["error"]["code"], "terminated");
+    assert_eq!(view["failure"]["code"], "terminated");
     fleet.audit().await;
 }
 

@@ -63,7 +63,7 @@ async fn the_queue_is_served_by_priority_and_then_in_order() {
     }
     agent.report(&running, 1, "failed", json!({"error": {"code": "boom", "message": "it broke"}})).await;
     let view = fleet.state(&running, "failed", SOON).await;
-    assert_eq!(view["error"]["code"], "boom");
+    assert_eq!(view["failure"]["code"], "boom");
     fleet.audit().await;
 }
 
@@ -140,7 +140,7 @@ async fn work_an_agent_cannot_do_fails_with_its_reason() {
     agent.on_dispatch(OnDispatch::Refuse("unsupported".into()));
     let reply = fleet.submit(json!({"agent_id": "a"})).await;
     let view = fleet.state(&id(&reply), "failed", SOON).await;
-    assert_eq!(view["error"]["code"], "unsupported");
+    assert_eq!(view["failure"]["code"], "unsupported");
     fleet.audit().await;
 }
 

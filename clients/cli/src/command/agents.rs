@@ -105,7 +105,7 @@ fn status_of(row: &Value) -> Shown {
         "gone" => Tone::Dim,
         _ => Tone::Plain,
     };
-    match row.pointer("/error/code").and_then(Value::as_str) {
+    match row.pointer("/failure/code").and_then(Value::as_str) {
         Some(code) => (format!("{status}({code})"), tone),
         None => (status, tone),
     }
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_row_says_what_is_wrong() {
-        let row = json!({"status": "error", "error": {"code": "tls"}, "last_heartbeat_age_ms": 12_345,
+        let row = json!({"status": "error", "failure": {"code": "tls"}, "last_heartbeat_age_ms": 12_345,
             "draining": {"by": "operator"}, "flapping": false, "quarantined": null});
         assert_eq!(status_of(&row), ("error(tls)".to_owned(), Tone::Bad));
         assert_eq!(age_of(&row), "12.3 s");

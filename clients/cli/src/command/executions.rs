@@ -152,7 +152,7 @@ fn state_of(row: &Value) -> Shown {
 }
 
 fn reason_of(row: &Value) -> String {
-    match row.get("error").and_then(|error| error.get("code")) {
+    match row.get("failure").and_then(|failure| failure.get("code")) {
         Some(code) => crate::output::shown(code),
         None => field(row, "reason"),
     }

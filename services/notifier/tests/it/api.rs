@@ -45,7 +45,7 @@ async fn the_fleet_is_shown_as_the_log_tells_it() {
     assert_eq!(agents["agents"][0]["executions"], 1);
     assert_eq!(agents["agents"][0]["last_heartbeat_age_ms"], Value::Null);
     let agent = notifier.json("/api/agents/a2").await;
-    assert_eq!((&agent["status"], &agent["error"]["code"]), (&json!("error"), &json!("unreachable")));
+    assert_eq!((&agent["status"], &agent["failure"]["code"]), (&json!("error"), &json!("unreachable")));
 
     let ids = |answer: &Value| {
         let rows = answer["executions"].as_array().unwrap().iter();

@@ -393,8 +393,8 @@ pub struct ExecutionView {
     /// Why it ended, or why it waits again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What went wrong.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What went wrong. Not called `error` on the wire: that field is what an answer that is an error has.
+    #[serde(rename = "failure", default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorBody>,
     /// What it produced (`execution` only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
