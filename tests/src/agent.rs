@@ -110,7 +110,9 @@ impl ScriptedAgent {
     async fn listen(&self) {
         let subject = format!("rollcall.agent.{}.{}.*", self.id, self.instance);
         let mut requests = self.bus.subscribe(subject).await.expect("a subscription");
-        self.bus.flush().await.expect("a connection");
+        // The test's own connection may be on its way back from a story's outage.
+        crate::until("the subscription to be with the server", Duration::from_secs(20), || self.bus.flush())
+            .await;
         let (bus, script, gone) = (self.bus.clone(), Arc::clone(&self.script), self.gone.clone());
         let (id, instance) = (self.id.clone(), self.instance.clone());
         tokio::spawn(async move {
