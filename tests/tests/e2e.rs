@@ -9,4 +9,5 @@ mod stories {
     mod mass_failure;
     mod ordinary;
     mod recovery;
+    mod simulated;
 }

@@ -17,7 +17,7 @@ use nix::{
 use serde_json::{Value, json};
 
 /// Longer than every silence threshold of the scaled settings: 3.5 intervals of a second, `lost_after`, and the grace.
-const FREEZE: Duration = Duration::from_secs(7);
+const FREEZE: Duration = Duration::from_secs(10);
 
 fn signal_redis(fleet: &Fleet, signal: Signal) {
     let pid = fleet.redis.pid().expect("redis runs");
