@@ -148,7 +148,7 @@ pub(super) struct ExecutionDoc {
     /// Why it ended, or why it waits again.
     reason: Option<String>,
     /// What went wrong.
-    error: Option<ErrorBodyDoc>,
+    failure: Option<ErrorBodyDoc>,
     /// Not shown here: the dispatcher's `execution` does.
     #[schema(value_type = Option<Object>)]
     result: Option<serde_json::Value>,
