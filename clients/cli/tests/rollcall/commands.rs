@@ -121,7 +121,7 @@ async fn lists_are_tables_for_people_and_lines_for_programs() {
         .serve("agents", |_| {
             json!({"agents": [
                 {"agent_id": "a1", "status": "connected", "capacity": 4, "executions": 1, "last_heartbeat_age_ms": 900},
-                {"agent_id": "a2", "status": "error", "error": {"code": "auth"}, "capacity": 2, "flapping": true}]})
+                {"agent_id": "a2", "status": "error", "failure": {"code": "auth"}, "capacity": 2, "flapping": true}]})
         })
         .await;
     let table = text(&output(&mut stage.rollcall(&["agents"])).await.stdout);
