@@ -64,7 +64,8 @@ impl RedisServer {
     fn launch(&mut self) {
         let socket = self.socket();
         let _ = std::fs::remove_file(&socket);
-        let child = Command::new("redis-server")
+        let program = server_binary();
+        let child = Command::new(&program)
             .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"])
             .arg(&socket)
             .arg("--dir")
@@ -75,14 +76,25 @@ impl RedisServer {
             .spawn();
         let child = match child {
             Ok(child) => child,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                panic!("these tests need redis-server (Debian: apt-get install redis-server)")
-            }
-            Err(error) => panic!("redis-server can't be started: {error}"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => panic!(
+                "these tests need {} (scripts/servers finds or installs one; Debian: apt-get install redis-server)",
+                program.display()
+            ),
+            Err(error) => panic!("{} can't be started: {error}", program.display()),
         };
         self.child = Some(child);
         wait_for(&socket);
     }
+}
+
+/// The program: `ROLLCALL_REDIS_SERVER`, then the repository's `.rollcall/bin`, then the `PATH`.
+fn server_binary() -> PathBuf {
+    if let Some(named) = std::env::var_os("ROLLCALL_REDIS_SERVER").filter(|value| !value.is_empty()) {
+        return named.into();
+    }
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    let installed = repository.map(|root| root.join(".rollcall/bin/redis-server"));
+    installed.filter(|file| file.is_file()).unwrap_or_else(|| "redis-server".into())
 }
 
 fn wait_for(socket: &Path) {

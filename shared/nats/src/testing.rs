@@ -21,7 +21,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 #[derive(Debug, thiserror::Error)]
 pub enum TestServerError {
     /// No binary.
-    #[error("nats-server not found: run scripts/check, or name it in ROLLCALL_NATS_SERVER")]
+    #[error("nats-server not found: run scripts/servers, or name it in ROLLCALL_NATS_SERVER")]
     Missing,
     /// It does not start or stop in time.
     #[error("nats-server {0} within {DEADLINE:?}")]
