@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use rollcall_capacity::testing::RedisServer;
-use rollcall_core::{Prefix, subject::Subjects};
+use rollcall_core::{Clock as _, Prefix, subject::Subjects, time::SystemClock};
 use rollcall_nats::{Bus, EventLog, testing::NatsServer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -248,6 +248,29 @@ impl Fleet {
             }),
             None => Ok(value),
         }
+    }
+
+    /// Has the server deliver nothing of the event log to whoever follows it now, for `duration`. Direct reads still
+    /// answer. Returns how many followers that concerns.
+    ///
+    /// # Panics
+    /// When the server does not do it.
+    pub async fn pause_tails(&self, duration: Duration) -> usize {
+        let ask = |subject: String, body: Value| async move {
+            let body = Bytes::from(body.to_string());
+            let reply = self.bus.request(subject, body, SOON).await.expect("the server answers");
+            serde_json::from_slice::<Value>(&reply.payload).expect("JSON")
+        };
+        let names = ask("$JS.API.CONSUMER.NAMES.ROLLCALL_EVENTS".to_owned(), json!({})).await;
+        let names = names["consumers"].as_array().expect("a list of consumers").clone();
+        let until = SystemClock::new().now().plus_ms(duration.as_millis().try_into().expect("short"));
+        for name in &names {
+            let subject =
+                format!("$JS.API.CONSUMER.PAUSE.ROLLCALL_EVENTS.{}", name.as_str().expect("a name"));
+            let paused = ask(subject, json!({"pause_until": until})).await;
+            assert_eq!(paused["paused"], true, "{paused}");
+        }
+        names.len()
     }
 
     /// Submits and expects it to be taken. While a service restarts or rebuilds, the submission is repeated as the

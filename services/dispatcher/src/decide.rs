@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rollcall_capacity::{AgentSetting, Hold, Load, Place, Priority, Queue};
 use rollcall_core::{
     Pool, Timestamp,
-    agent::Agent,
+    agent::{Agent, Status},
     execution::{Execution, State},
 };
 
@@ -86,6 +86,20 @@ pub fn effects(change: &Change) -> Vec<Effect> {
 #[must_use]
 pub fn setting(agent: &Agent) -> AgentSetting {
     AgentSetting { capacity: agent.capacity(), open: agent.takes_work(), setting_seq: agent.seq }
+}
+
+/// Why an agent takes no work now. `None`: it does.
+#[must_use]
+pub fn closed(agent: &Agent) -> Option<&'static str> {
+    if agent.takes_work() {
+        None
+    } else if agent.operator_drain.is_some() || agent.instance_drain.is_some() {
+        Some("draining")
+    } else if agent.quarantined.is_some() {
+        Some("quarantined")
+    } else {
+        Some(agent.status.map_or("unknown", Status::as_str))
+    }
 }
 
 /// Everything that Redis has to hold for a pool, from the log.

@@ -97,7 +97,7 @@ impl Dispatcher {
         let Some(agent) = self.ledger.agent(id) else { return };
         let pool = agent.pool();
         let setting = decide::setting(&agent);
-        let previous = self.note_applied(id, &pool, setting);
+        let Some(previous) = self.note_applied(id, &pool, setting) else { return };
         if let Some((old_pool, _)) = previous.as_ref().filter(|(old_pool, _)| *old_pool != pool) {
             self.move_agent(&agent, old_pool).await;
         }
@@ -106,16 +106,22 @@ impl Dispatcher {
         {
             return;
         }
+        self.tell_of(&agent).await;
+    }
+
+    /// Tells Redis what is known of an agent; what Redis knows better stays.
+    pub(crate) async fn tell_of(self: &Arc<Self>, agent: &Agent) {
+        let (pool, id, setting) = (agent.pool(), agent.id.as_str(), decide::setting(agent));
         let filled = self
             .in_redis(&pool, "set_agent", || {
-                self.capacity.set_agent(pool.as_str(), id.as_str(), setting, self.stamp())
+                self.capacity.set_agent(pool.as_str(), id, setting, self.stamp())
             })
             .await;
         if let Some(filled) = filled {
             let more = filled.more;
             self.spawn_launches(&pool, filled.promoted);
             if more {
-                self.promote(&pool, id.as_str()).await;
+                self.promote(&pool, id).await;
             }
         }
     }

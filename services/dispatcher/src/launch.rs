@@ -6,7 +6,8 @@ use bytes::Bytes;
 use rollcall_capacity::{Capacity, Confirmation, Grant};
 use rollcall_core::{
     AgentId, ExecutionId, Pool,
-    execution::{Attempt, Execution, State},
+    agent::Agent,
+    execution::{Attempt, Execution, Refusal, State},
     subject::AgentVerb,
     wire::{DispatchReply, DispatchRequest, ErrorBody, Outcome},
 };
@@ -94,11 +95,17 @@ impl Dispatcher {
             return Ok(None);
         }
         let Ok(agent_id) = AgentId::new(&grant.agent) else { return Ok(None) };
-        let agent = self.ledger.agent(&agent_id);
+        // The log's own word, from its leader: whoever was told that an agent drains must not see it get work after
+        // that, however far behind our fold is.
+        let agent = self.ledger.fresh_agent(&agent_id).await?;
         let Some((agent, instance)) = agent.and_then(|a| a.instance_id.clone().map(|i| (a, i))) else {
             tracing::warn!(%agent_id, "a slot of an agent without an instance");
             return Ok(None);
         };
+        if let Some(why) = decide::closed(&agent) {
+            self.take_back(pool, id, grant, &agent, why).await?;
+            return Ok(None);
+        }
         match self
             .in_redis(pool, "confirm", || self.capacity.confirm(pool.as_str(), grant, self.stamp()))
             .await
@@ -134,6 +141,41 @@ impl Dispatcher {
         metrics::histogram!("rollcall_queue_wait_seconds")
             .record(Duration::from_millis(dispatched.state_since.since_ms(dispatched.waiting_since)));
         Ok(Some(dispatched))
+    }
+
+    /// A slot of an agent that takes no work any more goes back; who was to have it waits at the head of its queue.
+    async fn take_back(
+        self: &Arc<Self>,
+        pool: &Pool,
+        id: &ExecutionId,
+        grant: &Grant,
+        agent: &Agent,
+        why: &'static str,
+    ) -> Result<(), DecideError> {
+        tracing::info!(execution_id = %id, agent_id = %agent.id, why, "its agent takes no work now, back to its queue");
+        let waits = self
+            .ledger
+            .decide(id, |e| {
+                if e.state == State::Queued && e.attempt == grant.hold.attempt {
+                    e.queue(1, Some(why.to_owned()))
+                } else {
+                    Err(Refusal::State(e.state.as_str()))
+                }
+            })
+            .await;
+        match waits {
+            Ok(change) => {
+                // First, or the slot would be given to the next one.
+                self.tell_of(agent).await;
+                self.requeue(&change.after, grant.hold.clone(), grant.hold.clone(), None).await;
+            }
+            Err(DecideError::Refused(_)) => {
+                let fresh = self.ledger.fresh_execution(id).await?;
+                self.give_back_unless_held(pool, grant, fresh.as_ref()).await;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Releases a slot that the log gives to nobody or somebody else; keeps the one that another replica put to use.
@@ -183,7 +225,7 @@ impl Dispatcher {
                         if e.state == State::Dispatching && e.attempt == held.number {
                             e.queue(1, Some(reason.clone()))
                         } else {
-                            Err(rollcall_core::execution::Refusal::State(e.state.as_str()))
+                            Err(Refusal::State(e.state.as_str()))
                         }
                     })
                     .await
@@ -205,7 +247,7 @@ impl Dispatcher {
                     .decide(id, |e| {
                         e.report(facts.clone())
                             .filter(|_| e.holder().is_some())
-                            .ok_or(rollcall_core::execution::Refusal::State(e.state.as_str()))
+                            .ok_or(Refusal::State(e.state.as_str()))
                     })
                     .await
             }

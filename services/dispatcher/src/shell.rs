@@ -123,14 +123,21 @@ impl Dispatcher {
         self.audit_wanted.notify_one();
     }
 
-    /// Notes what is about to be said to Redis about an agent; returns what was said before.
+    /// Notes what is about to be said to Redis about an agent; returns what was said before, if anything. `None`:
+    /// something newer was.
+    #[expect(clippy::option_option, reason = "whether it is news, and what it replaces")]
     pub(crate) fn note_applied(
         &self,
         id: &AgentId,
         pool: &Pool,
         setting: AgentSetting,
-    ) -> Option<(Pool, AgentSetting)> {
-        locked(&self.applied).insert(id.clone(), (pool.clone(), setting))
+    ) -> Option<Option<(Pool, AgentSetting)>> {
+        let mut applied = locked(&self.applied);
+        // Two looks at an agent may come here in the wrong order.
+        if applied.get(id).is_some_and(|(_, known)| known.setting_seq > setting.setting_seq) {
+            return None;
+        }
+        Some(applied.insert(id.clone(), (pool.clone(), setting)))
     }
 
     /// Notes that a pool was seen ready. `true`: it had been before.

@@ -167,6 +167,33 @@ async fn an_operator_drains_undrains_says_goodbye_and_forgets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_was_told_that_an_agent_drains_sees_it_get_no_work() {
+    let fleet = Fleet::start().await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 2).await;
+    fleet.status("a", "connected", SOON).await;
+    // Nobody is told of the drain by the log for a while.
+    let paused = fleet.pause_tails(Duration::from_secs(3)).await;
+    assert!(paused >= 4, "every service follows the log: {paused}");
+    fleet.api("drain", json!({"agent_id": "a"})).await.unwrap();
+    let named = fleet.submit(json!({"agent_id": "a"})).await;
+    assert_eq!((&named["state"], &named["position"]), (&json!("queued"), &json!(1)), "{named}");
+    let pooled = fleet.submit(json!({"pool": "default"})).await;
+    assert_eq!((&pooled["state"], &pooled["position"]), (&json!("queued"), &json!(1)), "{pooled}");
+    for reply in [&named, &pooled] {
+        let history = kinds(&fleet.history(&id(reply)).await);
+        assert_eq!(history, ["execution.submitted", "execution.queued"]);
+    }
+    assert_eq!(agent.dispatched(), []);
+    fleet.api("undrain", json!({"agent_id": "a"})).await.unwrap();
+    for reply in [named, pooled] {
+        agent.given(&id(&reply)).await;
+        agent.report(&id(&reply), 1, "completed", json!({"result": 1})).await;
+        fleet.state(&id(&reply), "completed", SOON).await;
+    }
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_comes_and_goes_is_marked_once() {
     let fleet = Fleet::start().await;
     let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
