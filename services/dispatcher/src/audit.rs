@@ -8,10 +8,15 @@ use std::{
 };
 
 use rollcall_capacity::{Capacity, Error as CapacityError, Hold, Place};
-use rollcall_core::{AgentId, ExecutionId, Pool, Timestamp, event::SystemEventKind, execution::State};
+use rollcall_core::{
+    AgentId, ExecutionId, Pool, Timestamp,
+    event::SystemEventKind,
+    execution::{Execution, State},
+};
 
 use crate::{
-    decide::{self, Misplaced},
+    decide::{self, Misplaced, Unfinished},
+    ledger::DecideError,
     rebuild::RebuildError,
     shell::Dispatcher,
 };
@@ -22,6 +27,8 @@ const FINISH_AFTER: Duration = Duration::from_secs(3);
 /// How old a reservation whose submission is not in the log must be before it is taken back. Longer than an
 /// append goes on trying (15 s).
 const RECLAIM_AFTER: Duration = Duration::from_secs(20);
+/// Why an execution was put back whose slot nobody put to use.
+const LAUNCH_LOST: &str = "launch_lost";
 /// Unconfirmed ones looked at in one pass.
 const UNCONFIRMED_MAX: usize = 256;
 
@@ -233,8 +240,11 @@ impl Dispatcher {
         let fresh = self.ledger.fresh_execution(&id).await?;
         let Some(wrong) = decide::misplaced(fresh.as_ref(), hold, place) else { return Ok(()) };
         match wrong {
-            // `finish_unconfirmed` carries it out when it is due.
-            Misplaced::Promoted => {}
+            Misplaced::Promoted => {
+                if let (Some(execution), Place::Slot { granted_at_ms, .. }) = (&fresh, place) {
+                    self.relaunch(execution, hold, *granted_at_ms, findings).await;
+                }
+            }
             // Reserved, not submitted yet: reclaimed with the unconfirmed ones when it is due.
             Misplaced::Leaked if fresh.is_none() => {}
             Misplaced::Leaked => {
@@ -256,6 +266,32 @@ impl Dispatcher {
             }
         }
         Ok(())
+    }
+
+    /// A slot of what waits: unconfirmed, `finish_unconfirmed` carries it out when it is due. Here, whoever confirmed it
+    /// has died before the log said anything, or the log says that it was put back and Redis was never told.
+    async fn relaunch(
+        self: &Arc<Self>,
+        execution: &Execution,
+        hold: &Hold,
+        granted_at_ms: u64,
+        findings: &mut Findings,
+    ) {
+        let since = granted_at_ms.max(decide::millis(execution.state_since));
+        if since >= before(self.ledger.now(), RECLAIM_AFTER) {
+            return;
+        }
+        match self.put_back(execution.id(), hold.attempt, LAUNCH_LOST).await {
+            Ok(change) => {
+                findings.unconfirmed += 1;
+                tracing::warn!(execution_id = %execution.id(), "it had a slot and nobody launched it");
+                self.requeue(&change.after, hold.clone(), hold.clone(), None).await;
+            }
+            Err(DecideError::Refused(_)) => {}
+            Err(error) => {
+                tracing::warn!(execution_id = %execution.id(), %error, "left to the next audit");
+            }
+        }
     }
 
     async fn audit_missing(
@@ -309,28 +345,21 @@ impl Dispatcher {
             let Ok(id) = ExecutionId::new(&item.placed.hold.execution_id) else { continue };
             let fresh = self.ledger.fresh_execution(&id).await?;
             let hold = &item.placed.hold;
-            match (&fresh, item.grant()) {
-                (None, _) if item.since_ms >= self::before(now, RECLAIM_AFTER) => {}
-                (Some(execution), Some(grant))
-                    if execution.state == State::Queued && execution.attempt == hold.attempt =>
-                {
+            let grant = item.grant();
+            let expired = item.since_ms < self::before(now, RECLAIM_AFTER);
+            match (decide::unfinished(fresh.as_ref(), hold, grant.is_some(), expired), grant) {
+                (Unfinished::Launch, Some(grant)) => {
                     findings.unconfirmed += 1;
                     self.spawn_launches(pool, vec![grant]);
                 }
-                (Some(execution), Some(grant))
-                    if execution.holder().is_some_and(|h| h.number == hold.attempt) =>
-                {
-                    // Confirmed in the log; only the mark is left.
+                (Unfinished::Confirm, Some(grant)) => {
                     let _ = self.capacity.confirm(pool.as_str(), &grant, self.stamp()).await;
                 }
-                (Some(execution), None)
-                    if execution.state == State::Queued && execution.attempt == hold.attempt =>
-                {
+                (Unfinished::Confirm, None) => {
                     let _ = self.capacity.confirm_queued(pool.as_str(), hold, self.stamp()).await;
                 }
-                // Promoted and put to use since we looked: it holds a slot rightly.
-                (Some(execution), None) if execution.holder().is_some_and(|h| h.number == hold.attempt) => {}
-                _ => {
+                (Unfinished::Leave | Unfinished::Launch, _) => {}
+                (Unfinished::Settle, _) => {
                     if let Some(settled) = self
                         .in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), hold, self.stamp()))
                         .await

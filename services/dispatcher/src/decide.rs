@@ -176,6 +176,37 @@ pub fn misplaced(execution: Option<&Execution>, found: &Hold, place: &Place) -> 
     }
 }
 
+/// What is to be done about an admission or promotion that nobody has confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfinished {
+    /// Its submission may still be on its way into the log; or it was put to use since it was found.
+    Leave,
+    /// A promotion that nobody carried out.
+    Launch,
+    /// The log says what Redis has not been told.
+    Confirm,
+    /// Nobody is entitled to it.
+    Settle,
+}
+
+/// Judges an unconfirmed `hold` by what the log says of its execution now, which is later than when it was found.
+/// `in_slot`: it was found in a slot, and not in a queue. `expired`: a submission would be in the log by now.
+#[must_use]
+pub fn unfinished(fresh: Option<&Execution>, hold: &Hold, in_slot: bool, expired: bool) -> Unfinished {
+    let Some(execution) = fresh else {
+        return if expired { Unfinished::Settle } else { Unfinished::Leave };
+    };
+    let waits = execution.state == State::Queued && execution.attempt == hold.attempt;
+    let runs = execution.holder().is_some_and(|held| held.number == hold.attempt);
+    match (waits, runs, in_slot) {
+        (true, _, true) => Unfinished::Launch,
+        (true, _, false) | (_, true, true) => Unfinished::Confirm,
+        // Promoted and put to use since it was found: settling would take the slot of what runs.
+        (_, true, false) => Unfinished::Leave,
+        (false, false, _) => Unfinished::Settle,
+    }
+}
+
 /// Open executions of a pool that have no place among `found`.
 #[must_use]
 pub fn missing<'a>(

@@ -14,7 +14,7 @@ use rollcall_core::{
 use rollcall_nats::RequestError;
 use serde_json::value::RawValue;
 
-use crate::{decide, ledger::DecideError, shell::Dispatcher};
+use crate::{decide, ledger::DecideError, shell::Dispatcher, state::Change};
 
 /// How long an agent has to answer a dispatch before its outcome is unknown (PROTOCOL.md 4, `submit`).
 pub(crate) const DISPATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -83,21 +83,17 @@ impl Dispatcher {
         id: &ExecutionId,
         grant: &Grant,
     ) -> Result<Option<Execution>, DecideError> {
-        let known = match self.ledger.execution(id) {
-            Some(known) => Some(known),
-            None => self.ledger.fresh_execution(id).await?,
-        };
-        // Reserved but not in the log yet: whoever submits it will find the slot when its event has landed.
-        let Some(execution) = known else { return Ok(None) };
-        if execution.state != State::Queued || execution.attempt != grant.hold.attempt {
-            let fresh = self.ledger.fresh_execution(id).await?;
-            self.give_back_unless_held(pool, grant, fresh.as_ref()).await;
-            return Ok(None);
-        }
         let Ok(agent_id) = AgentId::new(&grant.agent) else { return Ok(None) };
         // The log's own word, from its leader: whoever was told that an agent drains must not see it get work after
         // that, however far behind our fold is.
-        let agent = self.ledger.fresh_agent(&agent_id).await?;
+        let (execution, agent) =
+            tokio::join!(self.ledger.fresh_execution(id), self.ledger.fresh_agent(&agent_id));
+        // Reserved but not in the log yet: whoever submits it will find the slot when its event has landed.
+        let (Some(execution), agent) = (execution?, agent?) else { return Ok(None) };
+        if execution.state != State::Queued || execution.attempt != grant.hold.attempt {
+            self.give_back_unless_held(pool, grant, Some(&execution)).await;
+            return Ok(None);
+        }
         let Some((agent, instance)) = agent.and_then(|a| a.instance_id.clone().map(|i| (a, i))) else {
             tracing::warn!(%agent_id, "a slot of an agent without an instance");
             return Ok(None);
@@ -126,6 +122,10 @@ impl Dispatcher {
         let decided = self
             .ledger
             .decide(id, |e| {
+                // Put back since this began, by who took this launch for lost or its agent for closed.
+                if e.queued_seq != execution.queued_seq {
+                    return Err(Refusal::State(e.state.as_str()));
+                }
                 e.dispatch(grant.hold.attempt, &agent_id, &instance, timeout_ms, self.ledger.now())
             })
             .await;
@@ -153,21 +153,13 @@ impl Dispatcher {
         why: &'static str,
     ) -> Result<(), DecideError> {
         tracing::info!(execution_id = %id, agent_id = %agent.id, why, "its agent takes no work now, back to its queue");
-        let waits = self
-            .ledger
-            .decide(id, |e| {
-                if e.state == State::Queued && e.attempt == grant.hold.attempt {
-                    e.queue(1, Some(why.to_owned()))
-                } else {
-                    Err(Refusal::State(e.state.as_str()))
-                }
-            })
-            .await;
-        match waits {
+        match self.put_back(id, grant.hold.attempt, why).await {
             Ok(change) => {
                 // First, or the slot would be given to the next one.
                 self.tell_of(agent).await;
-                self.requeue(&change.after, grant.hold.clone(), grant.hold.clone(), None).await;
+                let hold = grant.hold.clone();
+                self.requeue(&change.after, hold.clone(), hold, Some(grant.agent.clone())).await;
+                self.spawn_reopen(agent.id.clone());
             }
             Err(DecideError::Refused(_)) => {
                 let fresh = self.ledger.fresh_execution(id).await?;
@@ -178,16 +170,33 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Releases a slot that the log gives to nobody or somebody else; keeps the one that another replica put to use.
+    /// Has the log say that what waits goes to the head of its queue: launches that are under way are void by that.
+    pub(crate) async fn put_back(
+        &self,
+        id: &ExecutionId,
+        attempt: u32,
+        why: &str,
+    ) -> Result<Change, DecideError> {
+        let put_back = |e: &Execution| {
+            if e.state == State::Queued && e.attempt == attempt {
+                e.queue(1, Some(why.to_owned()))
+            } else {
+                Err(Refusal::State(e.state.as_str()))
+            }
+        };
+        self.ledger.decide(id, put_back).await
+    }
+
+    /// Releases a slot that the log gives to nobody; keeps one that the attempt has by the log, on whatever agent: a
+    /// release is of the hold, and would take the slot that it has meanwhile got elsewhere.
     async fn give_back_unless_held(
         self: &Arc<Self>,
         pool: &Pool,
         grant: &Grant,
         execution: Option<&Execution>,
     ) {
-        let held = execution
-            .and_then(Execution::holder)
-            .is_some_and(|held| held.number == grant.hold.attempt && held.agent_id.as_str() == grant.agent);
+        let held =
+            execution.and_then(Execution::holder).is_some_and(|held| held.number == grant.hold.attempt);
         let waits = execution.is_some_and(|e| e.state == State::Queued && e.attempt == grant.hold.attempt);
         if held || waits {
             return;

@@ -143,6 +143,9 @@ pub struct Execution {
     pub attempt: u32,
     /// When the present attempt began to wait.
     pub waiting_since: Timestamp,
+    /// Sequence of the event that made it wait last: submitted, put back, requeued, retried. A launch that began before
+    /// it is void.
+    pub queued_seq: u64,
     /// It was put back at the head of its queue.
     pub at_head: bool,
     /// The attempts that were dispatched, oldest first.
@@ -188,6 +191,7 @@ impl Execution {
             // Whatever the event says: counting from 1 keeps an author of nonsense from the end of the numbers.
             attempt: FIRST_ATTEMPT,
             waiting_since: time,
+            queued_seq: seq,
             at_head: false,
             attempts: Vec::new(),
             losses: 0,
@@ -272,7 +276,10 @@ impl Execution {
         match event {
             ExecutionEvent::Submitted(_) => return Err(misfit),
             ExecutionEvent::Queued(queued) => {
-                self.at_head = self.at_head || queued.reason.is_some();
+                if queued.reason.is_some() {
+                    self.at_head = true;
+                    self.queued_seq = seq;
+                }
                 // The dispatch came back: the attempt was never begun.
                 if self.state == State::Dispatching {
                     self.attempts.pop();
@@ -420,6 +427,7 @@ impl Execution {
     fn wait_again(&mut self, attempt: u32, time: Timestamp, reason: &str) {
         self.attempt = attempt;
         self.waiting_since = time;
+        self.queued_seq = self.seq;
         self.at_head = true;
         self.enter(State::Queued, time, Some(reason.to_owned()));
     }

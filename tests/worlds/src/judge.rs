@@ -247,6 +247,9 @@ fn ends(stage: &Stage, settled: bool) -> Verdict {
             return Err(broken(2, format!("{id} was accepted and is nowhere")));
         }
     }
+    if let Some(id) = stage.truth.borrow().stranded.first() {
+        return Err(broken(8, format!("{id} held a slot and nobody launched it")));
+    }
     let capacity = stage.capacity.handle();
     let mut places: BTreeMap<(String, u32), Place> = BTreeMap::new();
     let mut from = None;

@@ -72,7 +72,7 @@ fn submit(stage: &Rc<Stage>, number: u64, agents: u64) {
         input: PayloadRef { bytes: 0, sha256: String::new(), seq: 0, attempt: 1 },
         timeout_ms: Some(exec.between(1_500, 9_000)),
         priority: u8::try_from(exec.between(0, 9)).unwrap_or(5),
-        queue_ttl_ms: exec.between(10_000, 25_000),
+        queue_ttl_ms: exec.between(10_000, 90_000),
         on_loss: if exec.chance(650) { OnLoss::Requeue } else { OnLoss::Fail },
         max_attempts: 3,
         stall_timeout_ms: None,

@@ -103,6 +103,8 @@ pub(crate) struct Truth {
     pub wiped: Vec<u64>,
     /// Executions whose submission was answered well.
     pub accepted: BTreeSet<ExecutionId>,
+    /// Executions that were seen in a slot, and waiting by the log, for longer than any launch takes.
+    pub stranded: BTreeSet<ExecutionId>,
 }
 
 /// See the module.

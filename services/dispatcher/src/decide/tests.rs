@@ -205,6 +205,53 @@ fn redis_is_compared_with_the_log() {
 }
 
 #[test]
+fn what_nobody_confirmed_is_judged_by_the_log_as_it_is_now() {
+    let mut world = World::new(None);
+    let first = Hold::new("x", 1);
+    let judge = |execution: Option<&Execution>, in_slot| {
+        let verdicts = [false, true].map(|expired| unfinished(execution, &first, in_slot, expired));
+        if execution.is_some() {
+            assert_eq!(verdicts[0], verdicts[1], "what is in the log has no age");
+        }
+        verdicts
+    };
+    // Its submission may be on its way, for a while.
+    for in_slot in [false, true] {
+        assert_eq!(judge(None, in_slot), [Unfinished::Leave, Unfinished::Settle]);
+    }
+    let x = world.x();
+    assert_eq!(judge(Some(&x), true)[0], Unfinished::Launch);
+    assert_eq!(judge(Some(&x), false)[0], Unfinished::Confirm);
+    world.run_on("a");
+    let x = world.x();
+    assert_eq!(judge(Some(&x), true)[0], Unfinished::Confirm);
+    // Found in a queue, promoted and dispatched before the log was asked.
+    assert_eq!(judge(Some(&x), false)[0], Unfinished::Leave);
+    world.lose();
+    let x = world.x();
+    for in_slot in [false, true] {
+        assert_eq!(judge(Some(&x), in_slot)[0], Unfinished::Settle, "the next attempt waits");
+    }
+}
+
+#[test]
+fn why_an_agent_takes_no_work_is_said() {
+    let mut world = World::new(None);
+    let agent = |world: &World| world.projection.agent(&AgentId::new("a").unwrap()).cloned().unwrap();
+    world.projection.apply_agent(100, &AgentEvent::Registered(profile("a", "p", 4)), T0);
+    world.projection.apply_agent(101, &status("a", Status::Connected, None), T0);
+    assert_eq!(closed(&agent(&world)), None);
+    world.projection.apply_agent(102, &status("a", Status::Disconnected, None), T0);
+    assert_eq!(closed(&agent(&world)), Some("disconnected"));
+    world.projection.apply_agent(103, &status("a", Status::Connected, None), T0);
+    world.projection.apply_agent(104, &status("a", Status::Draining, Some("operator")), T0);
+    assert_eq!(closed(&agent(&world)), Some("draining"));
+    // A drain outlasts a fall.
+    world.projection.apply_agent(105, &status("a", Status::Error, None), T0);
+    assert_eq!(closed(&agent(&world)), Some("draining"));
+}
+
+#[test]
 fn a_rebuild_loads_settings_slots_and_queues_of_its_pool_only() {
     let mut world = World::new(None);
     world.projection.apply_agent(100, &AgentEvent::Registered(profile("a", "p", 4)), T0);

@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use dispatcher::decide::{self, Misplaced};
+use dispatcher::decide::{self, Misplaced, Unfinished};
 use rollcall_capacity::{Capacity, Error, Hold, Place, PoolState};
-use rollcall_core::{AgentId, ExecutionId, execution::State};
+use rollcall_core::{
+    AgentId, ExecutionId,
+    execution::{Execution, State},
+};
 
 use super::{Dispatcher, Undecided, pool};
 use crate::{
@@ -14,6 +17,8 @@ use crate::{
 
 const FINISH_AFTER_MS: u64 = 3_000;
 const RECLAIM_AFTER_MS: u64 = 12_000;
+/// A slot that waits for so long for its launch has been forgotten: a claim's time, an audit's interval, and a cut.
+const STRANDED_MS: u64 = 30_000;
 const OTHERS_REBUILD_MAX_MS: u64 = 3_000;
 
 impl Dispatcher {
@@ -110,7 +115,13 @@ impl Dispatcher {
         }
         let fresh = self.fresh(&id).await?;
         match decide::misplaced(fresh.as_ref(), hold, place) {
-            None | Some(Misplaced::Promoted) => {}
+            None => {}
+            Some(Misplaced::Promoted) => {
+                if let (Some(execution), Place::Slot { granted_at_ms, .. }) = (&fresh, place) {
+                    self.note_stranded(&id, *granted_at_ms);
+                    self.relaunch(execution, hold, *granted_at_ms).await;
+                }
+            }
             Some(Misplaced::Leaked) if fresh.is_none() => {}
             Some(Misplaced::Leaked) => {
                 self.settle(hold).await;
@@ -118,6 +129,23 @@ impl Dispatcher {
             Some(Misplaced::Elsewhere { agent, since_ms }) => self.adopt(&agent, hold, since_ms).await,
         }
         Ok(())
+    }
+
+    /// A slot of what waits, and whoever confirmed it has died.
+    async fn relaunch(self: &Rc<Self>, execution: &Execution, hold: &Hold, granted_at_ms: u64) {
+        let since = granted_at_ms.max(decide::millis(execution.state_since));
+        if since >= decide::millis(self.now()).saturating_sub(RECLAIM_AFTER_MS) {
+            return;
+        }
+        if let Ok(change) = self.put_back(execution.id(), hold.attempt, "launch_lost").await {
+            self.requeue(&change.after, hold.clone(), hold.clone(), None).await;
+        }
+    }
+
+    fn note_stranded(&self, id: &ExecutionId, granted_at_ms: u64) {
+        if decide::millis(self.now()).saturating_sub(granted_at_ms) > STRANDED_MS {
+            self.stage.truth.borrow_mut().stranded.insert(id.clone());
+        }
     }
 
     async fn adopt(self: &Rc<Self>, agent: &str, hold: &Hold, since_ms: u64) {
@@ -153,22 +181,18 @@ impl Dispatcher {
             let Ok(id) = ExecutionId::new(&item.placed.hold.execution_id) else { continue };
             let Ok(fresh) = self.fresh(&id).await else { return };
             let hold = &item.placed.hold;
-            let waits = |e: &rollcall_core::execution::Execution| {
-                e.state == State::Queued && e.attempt == hold.attempt
-            };
-            match (&fresh, item.grant()) {
-                (None, _) if item.since_ms >= now.saturating_sub(RECLAIM_AFTER_MS) => {}
-                (Some(execution), Some(grant)) if waits(execution) => self.spawn_launches(vec![grant]),
-                (Some(execution), Some(grant))
-                    if execution.holder().is_some_and(|h| h.number == hold.attempt) =>
-                {
+            let grant = item.grant();
+            let expired = item.since_ms < now.saturating_sub(RECLAIM_AFTER_MS);
+            match (decide::unfinished(fresh.as_ref(), hold, grant.is_some(), expired), grant) {
+                (Unfinished::Launch, Some(grant)) => self.spawn_launches(vec![grant]),
+                (Unfinished::Confirm, Some(grant)) => {
                     let _ = at_once(self.capacity.confirm(POOL, &grant, self.stamp()));
                 }
-                (Some(execution), None) if waits(execution) => {
+                (Unfinished::Confirm, None) => {
                     let _ = at_once(self.capacity.confirm_queued(POOL, hold, self.stamp()));
                 }
-                (Some(execution), None) if execution.holder().is_some_and(|h| h.number == hold.attempt) => {}
-                _ => {
+                (Unfinished::Leave | Unfinished::Launch, _) => {}
+                (Unfinished::Settle, _) => {
                     self.settle(hold).await;
                 }
             }

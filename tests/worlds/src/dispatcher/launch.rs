@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use dispatcher::{decide, state::Change};
 use rollcall_capacity::{Capacity, Confirmation, Grant};
 use rollcall_core::{
     AgentId, ExecutionId,
@@ -36,19 +37,22 @@ impl Dispatcher {
 
     async fn claim(self: &Rc<Self>, grant: &Grant) -> Result<Option<Execution>, Undecided> {
         let Ok(id) = ExecutionId::new(&grant.hold.execution_id) else { return Ok(None) };
-        let known = match self.execution(&id) {
-            Some(known) => Some(known),
-            None => self.fresh(&id).await?,
-        };
-        let Some(execution) = known else { return Ok(None) };
+        let Some(execution) = self.fresh(&id).await? else { return Ok(None) };
         if execution.state != State::Queued || execution.attempt != grant.hold.attempt {
-            let fresh = self.fresh(&id).await?;
-            self.give_back_unless_held(grant, fresh.as_ref()).await;
+            self.give_back_unless_held(grant, Some(&execution)).await;
             return Ok(None);
         }
         let Ok(agent_id) = AgentId::new(&grant.agent) else { return Ok(None) };
-        let instance = self.state.borrow().agent(&agent_id).and_then(|a| a.instance_id.clone());
-        let Some(instance) = instance else { return Ok(None) };
+        self.stage.leader(self.me).await.map_err(|_| Undecided::Away)?;
+        self.fold();
+        let agent = self.state.borrow().agent(&agent_id).cloned();
+        let Some((agent, instance)) = agent.and_then(|a| a.instance_id.clone().map(|i| (a, i))) else {
+            return Ok(None);
+        };
+        if let Some(why) = decide::closed(&agent) {
+            self.take_back(&id, grant, &agent_id, why).await?;
+            return Ok(None);
+        }
         match self.in_capacity(|c| at_once(c.confirm(POOL, grant, self.stamp()))).await {
             Some(Confirmation::Confirmed { .. }) => {}
             Some(Confirmation::Lost) => {
@@ -60,8 +64,14 @@ impl Dispatcher {
         self.step().await;
         let timeout = execution.request.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS);
         let now = self.now();
-        let decided =
-            self.decide(&id, |e| e.dispatch(grant.hold.attempt, &agent_id, &instance, timeout, now)).await;
+        let decided = self
+            .decide(&id, |e| {
+                if e.queued_seq != execution.queued_seq {
+                    return Err(Refusal::State(e.state.as_str()));
+                }
+                e.dispatch(grant.hold.attempt, &agent_id, &instance, timeout, now)
+            })
+            .await;
         match decided {
             Ok(change) => Ok(Some(change.after)),
             Err(Undecided::Refused) => {
@@ -73,10 +83,48 @@ impl Dispatcher {
         }
     }
 
+    async fn take_back(
+        self: &Rc<Self>,
+        id: &ExecutionId,
+        grant: &Grant,
+        agent: &AgentId,
+        why: &str,
+    ) -> Result<(), Undecided> {
+        match self.put_back(id, grant.hold.attempt, why).await {
+            Ok(change) => {
+                self.apply_agent(agent).await;
+                let hold = grant.hold.clone();
+                self.requeue(&change.after, hold.clone(), hold, Some(grant.agent.clone())).await;
+                self.spawn_reopen(agent.clone());
+            }
+            Err(Undecided::Refused) => {
+                let fresh = self.fresh(id).await?;
+                self.give_back_unless_held(grant, fresh.as_ref()).await;
+            }
+            Err(away) => return Err(away),
+        }
+        Ok(())
+    }
+
+    pub(super) async fn put_back(
+        &self,
+        id: &ExecutionId,
+        attempt: u32,
+        why: &str,
+    ) -> Result<Change, Undecided> {
+        self.decide(id, |e| {
+            if e.state == State::Queued && e.attempt == attempt {
+                e.queue(1, Some(why.to_owned()))
+            } else {
+                Err(Refusal::State(e.state.as_str()))
+            }
+        })
+        .await
+    }
+
     async fn give_back_unless_held(self: &Rc<Self>, grant: &Grant, execution: Option<&Execution>) {
-        let held = execution
-            .and_then(Execution::holder)
-            .is_some_and(|held| held.number == grant.hold.attempt && held.agent_id.as_str() == grant.agent);
+        let held =
+            execution.and_then(Execution::holder).is_some_and(|held| held.number == grant.hold.attempt);
         let waits = execution.is_some_and(|e| e.state == State::Queued && e.attempt == grant.hold.attempt);
         if !held && !waits {
             self.settle(&grant.hold).await;
