@@ -58,7 +58,7 @@ pub async fn run_cycle(shared: &Shared, dry_run: bool) -> Option<CycleReport> {
     }
     show(&report);
     shared.ledger.keep(report.clone());
-    if shared.ledger.begins_to_fail(report.since_last.is_failing()) {
+    if shared.ledger.begins_to_fail(&report.since_last) {
         let errors: Vec<&String> =
             report.executions.iter().filter_map(|e| e.last_error.as_ref()).take(ERRORS_NAMED_MAX).collect();
         let data = serde_json::json!({

@@ -218,7 +218,10 @@ async fn recover(shared: &Shared, id: &ExecutionId, looks: &Looks) -> Result<(),
     let subject = shared.subjects.execution_event(id);
     match shared.append(&subject, id.as_str(), event.clone().into(), expected, now).await {
         Ok(Append::Appended { .. }) => {
-            shared.with(|world, _| world.counters.recovered += 1);
+            // What was to be cancelled ended cancelled: that is no recovery.
+            if matches!(event, ExecutionEvent::Recovered(_)) {
+                shared.with(|world, _| world.counters.recovered += 1);
+            }
             report(id, &event, &finding, detected_after_ms);
             Ok(())
         }

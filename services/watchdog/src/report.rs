@@ -121,10 +121,10 @@ impl Done {
         }
     }
 
-    /// Whether more than half of what was tried failed.
+    /// Whether more than half of what was tried failed; `None`: nothing was tried, which says neither.
     #[must_use]
-    pub const fn is_failing(&self) -> bool {
-        self.failed > self.recovered
+    pub const fn is_failing(&self) -> Option<bool> {
+        if self.failed + self.recovered == 0 { None } else { Some(self.failed > self.recovered) }
     }
 }
 
@@ -169,8 +169,30 @@ impl Ledger {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Notes whether recovery fails; true if it begins to.
-    pub fn begins_to_fail(&self, failing: bool) -> bool {
+    /// Notes whether recovery fails; true if it begins to. Cycles without a try change nothing: what can't be ended is
+    /// asked again with pauses that are longer than a cycle, and would be an alarm each time.
+    pub fn begins_to_fail(&self, done: &Done) -> bool {
+        let Some(failing) = done.is_failing() else { return false };
         !self.failing.swap(failing, std::sync::atomic::Ordering::Relaxed) && failing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recovery_fails_when_more_than_half_of_the_tries_did_and_that_is_said_once() {
+        let ledger = Ledger::default();
+        let says = |recovered, failed| {
+            ledger.begins_to_fail(&Done { recovered, failed, conflicts: 9, ..Done::default() })
+        };
+        assert!(!says(0, 0), "nothing was tried");
+        assert!(!says(3, 3), "half is not more than half");
+        assert!(says(3, 4));
+        assert!(!says(0, 9), "said already");
+        assert!(!says(0, 0) && !says(0, 1), "a pause between two tries is no recovery from it");
+        assert!(!says(2, 1));
+        assert!(says(0, 1), "again, after it had gone well");
     }
 }

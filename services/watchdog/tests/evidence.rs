@@ -5,7 +5,7 @@
 // A failed expectation ends the test; that is what it is for.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use rollcall_core::{
@@ -22,9 +22,10 @@ use rollcall_core::{
 use serde_json::json;
 use watchdog::{
     breaker::BreakerLimits,
-    decide::{Look, Verdict},
+    decide::{Finding, Look, Verdict, judge},
     effect,
-    facts::{Asked, Edge, Limits, Waiting},
+    facts::{Asked, Edge, Facts, Limits, Listing, Waiting},
+    matrix::{SAMPLE_LIMITS, healthy_sample},
     sight::Void,
     state::{Config, Looks, World},
 };
@@ -61,6 +62,8 @@ struct Sim {
     /// What becomes of a request to end it.
     ending: Option<Asked>,
     waiting: Waiting,
+    /// Our own message comes back through the bus.
+    canary: bool,
     recovered: Vec<(RecoveryReason, TerminateOutcome, Timestamp)>,
     terminations: usize,
     /// Work that was done by the judgements, to see that nothing spins.
@@ -100,6 +103,7 @@ impl Sim {
             truth: Truth::Lists,
             ending: Some(Asked::Confirmed),
             waiting: Waiting::Nothing,
+            canary: true,
             recovered: Vec::new(),
             terminations: 0,
             works: 0,
@@ -252,12 +256,16 @@ impl Sim {
         while let Some((id, attempt)) = self.world.take_due(self.now) {
             self.works += 1;
             let mut looks = Looks::default();
-            let mut last = None;
+            let (mut last, mut retry_at) = (None, None);
             for _ in 0..10 {
                 let Some((judgement, facts)) = self.world.judge(&id, &looks, self.now) else { break };
                 last = Some(judgement);
                 match judgement.verdict {
                     Verdict::Leave | Verdict::WaitUntil(_) | Verdict::Postpone(_) => break,
+                    Verdict::Look(Look::Canary) if !self.canary => {
+                        (last, retry_at) = (None, Some(self.now.plus_ms(500)));
+                        break;
+                    }
                     Verdict::Look(Look::Canary) => looks.canary = true,
                     Verdict::Look(Look::Report) => looks.waiting = self.waiting,
                     Verdict::Look(Look::Turn) => self.world.take_turn(&id, self.now),
@@ -291,7 +299,7 @@ impl Sim {
                     }
                 }
             }
-            self.world.landed((&id, attempt), last, None, self.now);
+            self.world.landed((&id, attempt), last, retry_at, self.now);
         }
     }
 
@@ -716,6 +724,86 @@ fn a_mass_of_silences_condemns_nobody_until_the_net_and_time_reopens_the_way() {
     assert!(sim.is_untouched(), "every clock starts again after a suspension");
     sim.advance(200);
     assert_eq!(sim.recovered[0].0, RecoveryReason::AgentLost);
+}
+
+#[test]
+fn neither_silence_nor_absence_is_a_verdict_before_our_own_message_came_back() {
+    for (truth, reason) in
+        [(Truth::Away, RecoveryReason::AgentLost), (Truth::Empty, RecoveryReason::Orphaned)]
+    {
+        let mut sim = Sim::new(HOUR, None);
+        sim.advance(900);
+        sim.beat(true, 0);
+        sim.truth = truth;
+        sim.canary = false;
+        if reason == RecoveryReason::AgentLost {
+            sim.status("i-1", Status::Disconnected);
+        }
+        for _ in 0..30 {
+            sim.advance(900);
+            if reason == RecoveryReason::Orphaned {
+                sim.beat(false, 0);
+            }
+        }
+        assert!(sim.is_untouched(), "{:?}", sim.recovered);
+        sim.canary = true;
+        sim.advance(500);
+        assert_eq!(sim.recovered[0].0, reason);
+    }
+}
+
+#[test]
+fn its_agent_is_asked_before_the_safety_net_takes_it() {
+    // We were away for longer than the net: it is due by both.
+    let (mut facts, _) = healthy_sample();
+    facts.waiting = Waiting::Nothing;
+    let now = facts.deadline.plus_ms(SAMPLE_LIMITS.stale_after_ms + 1);
+    let verdict = |asked| {
+        let facts = Facts { asked, ..facts.clone() };
+        judge(&facts, &SAMPLE_LIMITS, now).verdict
+    };
+    assert_eq!(verdict(Asked::No), Verdict::Terminate(RecoveryReason::TimedOut));
+    let Verdict::Recover(ended) = verdict(Asked::Confirmed) else { panic!("it is dead") };
+    assert_eq!((ended.reason, ended.terminate), (RecoveryReason::TimedOut, TerminateOutcome::Confirmed));
+    let Verdict::Recover(stale) = verdict(Asked::Unconfirmed { next_at: now }) else { panic!("it is stale") };
+    assert_eq!((stale.reason, stale.terminate), (RecoveryReason::Stale, TerminateOutcome::Failed));
+}
+
+#[test]
+fn what_is_not_known_is_null_in_the_evidence() {
+    let (mut facts, now) = healthy_sample();
+    facts.channel.last_at = None;
+    facts.sight_since = None;
+    facts.listing = Listing::Listed { at: now, rose_at: None };
+    let evidence = effect::evidence(&facts, &SAMPLE_LIMITS, None, now);
+    for unknown in [
+        "/heartbeats/last_age_ms",
+        "/heartbeats/silent_at",
+        "/list/progress_rose_ms_ago",
+        "/sight_since",
+        "/agent",
+    ] {
+        assert_eq!(evidence.pointer(unknown), Some(&json!(null)), "{unknown}: {evidence}");
+    }
+    assert_eq!(evidence["list"]["list_age_ms"], 0);
+}
+
+#[test]
+fn every_recovery_says_in_a_sentence_what_happened_and_where() {
+    let sim = Sim::new(HOUR, Some(2_000));
+    let execution = &sim.world.executions[&execution()];
+    let (facts, _) = healthy_sample();
+    let mut told = BTreeSet::new();
+    for reason in RecoveryReason::ALL {
+        let finding = Finding { reason, terminate: TerminateOutcome::Confirmed, true_at: sim.now };
+        let held = execution.holder().unwrap();
+        let loss = effect::loss(execution, held, &finding, &facts, json!({}), sim.now.plus_ms(7));
+        let words: Vec<&str> = loss.message.split([' ', ',']).collect();
+        assert!(words.windows(2).any(|pair| pair == ["agent", "a"]) && words.len() > 6, "{}", loss.message);
+        assert_eq!((loss.reason, loss.detected_after_ms), (reason, 7));
+        told.insert(loss.message);
+    }
+    assert_eq!(told.len(), RecoveryReason::ALL.len(), "each another one");
 }
 
 /// Names the event after its status.

@@ -339,6 +339,12 @@ impl Fleet {
             .collect()
     }
 
+    /// What the last event about the watchdog itself says.
+    pub async fn last_system_event(&self) -> Value {
+        let last = self.log.last(&self.subjects.system_event(watchdog::SERVICE)).await.unwrap().unwrap();
+        serde_json::from_slice::<Value>(&last.bytes).unwrap()["data"].clone()
+    }
+
     pub async fn report(&self, agent: &str, id: &str, outcome: &str) {
         let report = json!({"instance_id": "i-1", "attempt": 1, "outcome": outcome});
         let subject = self.subjects.report(&agent_id(agent), &execution_id(id));

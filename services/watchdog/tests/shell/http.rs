@@ -19,6 +19,7 @@ struct Inside {
     terminated: Vec<String>,
     calls: usize,
     pause: std::time::Duration,
+    broken: bool,
 }
 
 impl HttpAgent {
@@ -48,6 +49,11 @@ impl HttpAgent {
         self.inside.lock().unwrap().calls
     }
 
+    /// From now on it answers with an error.
+    pub fn breaks(&self) {
+        self.inside.lock().unwrap().broken = true;
+    }
+
     /// Every answer takes so long.
     pub fn slow(&self, pause: std::time::Duration) {
         self.inside.lock().unwrap().pause = pause;
@@ -72,6 +78,12 @@ async fn serve(mut stream: TcpStream, inside: Arc<Mutex<Inside>>) {
     let pause = inside.lock().unwrap().pause;
     // Being slow is what this agent is for.
     tokio::time::sleep(pause).await;
+    if inside.lock().unwrap().broken {
+        inside.lock().unwrap().calls += 1;
+        let _ =
+            stream.write_all(b"HTTP/1.1 500 Oops\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+        return;
+    }
     let line = String::from_utf8_lossy(&request).lines().next().unwrap_or_default().to_owned();
     let body = {
         let mut inside = inside.lock().unwrap();

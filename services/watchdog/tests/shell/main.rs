@@ -4,8 +4,11 @@
 // A failed expectation ends the test; that is what it is for.
 #![allow(clippy::unwrap_used)]
 
+mod cycles;
 mod harness;
 mod http;
+
+use std::{cell::RefCell, collections::BTreeMap};
 
 use harness::{FakeAgent, Fleet, Job, LONG, Manner, now};
 use rollcall_core::{
@@ -15,7 +18,7 @@ use rollcall_core::{
 };
 use serde_json::json;
 
-fn short(timeout_ms: u64) -> Job {
+pub(crate) fn short(timeout_ms: u64) -> Job {
     Job { timeout_ms, ..LONG }
 }
 
@@ -267,6 +270,18 @@ async fn two_watchdogs_recover_everything_once() {
         fleet.run(id, "a", "i-1", LONG).await;
     }
     fleet.until("all are recovered", async || fleet.recoveries().await.len() >= ids.len()).await;
+    // Only what the log took of it counts as recovered by either. Who answers is told by since when it sees.
+    let mut counts = BTreeMap::new();
+    let told = RefCell::new(&mut counts);
+    fleet
+        .until("both have told what they did", async || {
+            let status = fleet.api("watchdog.status", json!({})).await;
+            let recovered = status["totals"]["recovered"].as_u64().unwrap();
+            told.borrow_mut().insert(status["sight"]["since"].to_string(), recovered);
+            told.borrow().len() == 2 && told.borrow().values().sum::<u64>() >= ids.len() as u64
+        })
+        .await;
+    assert_eq!(counts.values().sum::<u64>(), ids.len() as u64, "{counts:?}");
     one.stop().await;
     two.stop().await;
     let mut recovered: Vec<String> =
@@ -461,7 +476,7 @@ async fn malformed_heartbeats_and_entries_change_nothing() {
     dog.stop().await;
 }
 
-fn control(url: &str) -> Option<rollcall_core::wire::Endpoint> {
+pub(crate) fn control(url: &str) -> Option<rollcall_core::wire::Endpoint> {
     Some(rollcall_core::wire::Endpoint { kind: "http".to_owned(), url: url.to_owned() })
 }
 
@@ -584,6 +599,8 @@ async fn work_that_was_to_be_cancelled_ends_cancelled_whatever_was_lost() {
         })
         .await;
     assert!(fleet.recoveries().await.is_empty());
+    let totals = fleet.api("watchdog.status", json!({})).await["totals"].clone();
+    assert_eq!((&totals["recovered"], &totals["failed"]), (&json!(0), &json!(0)), "that is no recovery");
     dog.stop().await;
 }
 

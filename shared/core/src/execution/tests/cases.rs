@@ -206,6 +206,21 @@ fn it_expires_at_its_time_to_live_and_not_before() {
 }
 
 #[test]
+fn its_time_begins_with_each_dispatch_however_long_it_waited() {
+    let mut story = Story::new(OnLoss::Requeue, 3);
+    let mut now = START;
+    for attempt in 1..=2 {
+        // Nearly all of its time to live in the queue, and much longer than the 500 ms that it may run.
+        now = now.plus_ms(TTL_MS - 1);
+        story.then(story.0.dispatch(attempt, &agent(1), &instance(1), 500, now));
+        assert_eq!(story.0.current().unwrap().deadline, now.plus_ms(500), "attempt {attempt}");
+        // What waits has no deadline at all, only its time to live.
+        story.lose();
+        assert!(story.0.holder().is_none() && story.0.view().deadline.is_none());
+    }
+}
+
+#[test]
 fn a_grant_is_the_start_of_external_work() {
     let mut execution = Execution::submitted(request(OnLoss::Fail, 3, Delivery::External), 1, START);
     let event = execution.dispatch(1, &agent(1), &instance(1), 500, START).unwrap();
