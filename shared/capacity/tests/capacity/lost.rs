@@ -3,7 +3,7 @@
 use rollcall_capacity::testing::RedisServer;
 use rollcall_capacity::{
     Capacity, Confirmation, Error, Hold, Load, MAX_ORDER, Outcome, PoolState, Priority, Queue, RedisCapacity,
-    Stamp,
+    Requeue, Stamp,
 };
 
 use crate::support::*;
@@ -241,6 +241,54 @@ async fn loaded_orders_are_exact_to_the_last() {
     assert_eq!(queue_names(&c, "q").await, expected);
     let view = c.inspect(POOL, "q", 99).await.unwrap();
     assert_eq!((view.queue[4].priority.get(), view.queue[5].priority.get()), (0, 1));
+}
+
+/// A hold ends with its settling and with nothing else: no key has a time to live, whatever was done to it.
+#[tokio::test]
+async fn nothing_in_redis_expires_by_itself() {
+    let server = RedisServer::start();
+    let c = connect(&server.url()).await;
+    let epoch = c.rebuild_begin(POOL, 1).await.unwrap();
+    let items = [
+        Load::Agent { agent: "a".into(), setting: setting(3, true, 1) },
+        Load::Slot { agent: "a".into(), hold: hold("loaded"), granted_at_ms: 1 },
+        Load::Queued { queue: Queue::Pool, hold: hold("waits"), priority: Priority::default(), order: 1 },
+    ];
+    c.rebuild_load(POOL, &epoch, &items).await.unwrap();
+    c.rebuild_commit(POOL, &epoch, at(1)).await.unwrap();
+    c.promote(POOL, "a", at(2)).await.unwrap();
+    let admission = admit(&c, "x").await.unwrap();
+    c.confirm(POOL, granted(&admission), at(3)).await.unwrap();
+    admit(&c, "y").await.unwrap();
+    c.confirm_queued(POOL, &hold("y"), at(3)).await.unwrap();
+    let back = Requeue {
+        old: hold("x"),
+        new: Hold::new("x", 2),
+        queue: Queue::Agent("a".into()),
+        priority: Priority::default(),
+        hold_back: Some("a".into()),
+    };
+    c.requeue(POOL, &back, at(4)).await.unwrap();
+    c.reopen(POOL, "a", at(5)).await.unwrap();
+    c.settle(POOL, &hold("loaded"), at(6)).await.unwrap();
+    c.adopt(POOL, "b", &hold("found"), 6, at(6)).await.unwrap();
+    c.admit_to_pool(POOL, &hold("any"), ask(5, 9), at(7)).await.unwrap();
+    c.set_agent(POOL, "b", setting(1, true, 2), at(8)).await.unwrap();
+    c.remove_agent(POOL, "b", 9, at(9)).await.unwrap();
+    for name in ["z1", "z2", "z3"] {
+        admit(&c, name).await.unwrap();
+    }
+    let mut raw = raw(&server.url());
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut raw).unwrap();
+    for kind in
+        ["meta", "where", "agents", "unconfirmed", "slots:a", "queue:a", "queue", "agent:a", "agent:b"]
+    {
+        assert!(keys.contains(&format!("rollcall:{{p}}:{kind}")), "{kind} is not among {keys:?}");
+    }
+    for key in keys {
+        let ttl: i64 = redis::cmd("TTL").arg(&key).query(&mut raw).unwrap();
+        assert_eq!(ttl, -1, "{key} goes away by itself");
+    }
 }
 
 #[tokio::test]
