@@ -25,7 +25,7 @@ use watchdog::{
     decide::{Finding, Look, Verdict, judge},
     effect,
     facts::{Asked, Edge, Facts, Limits, Listing, Waiting},
-    matrix::{SAMPLE_LIMITS, healthy_sample},
+    matrix::{Row, SAMPLE_LIMITS, healthy_sample, sample},
     sight::Void,
     state::{Config, Looks, World},
 };
@@ -749,6 +749,18 @@ fn neither_silence_nor_absence_is_a_verdict_before_our_own_message_came_back() {
         sim.canary = true;
         sim.advance(500);
         assert_eq!(sim.recovered[0].0, reason);
+    }
+}
+
+#[test]
+fn an_instance_that_we_could_not_ask_has_not_answered_no() {
+    for row in [Row::AgentLost, Row::Orphaned, Row::DispatchLost, Row::AgentRestarted] {
+        let (mut facts, now) = sample(row);
+        assert!(matches!(judge(&facts, &SAMPLE_LIMITS, now).verdict, Verdict::Recover(_)), "{row:?}");
+        facts.edge = Edge::Void;
+        let judgement = judge(&facts, &SAMPLE_LIMITS, now);
+        assert_eq!(judgement.row, Row::Blind, "{row:?}");
+        assert!(matches!(judgement.verdict, Verdict::Postpone(_)), "{row:?}: {judgement:?}");
     }
 }
 

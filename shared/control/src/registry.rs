@@ -2,6 +2,8 @@
 //! agent, so the address that is really used is checked against the guard.
 
 use std::{
+    error::Error,
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -173,14 +175,14 @@ impl Registries {
         let (client, url) = self.prepare(control, &["api", "executions", "running"])?;
         let _place = self.places.acquire().await.map_err(|error| RegistryError::Ours(error.to_string()))?;
         let call = async {
-            let answer = client.get(url).send().await.map_err(unreachable)?;
+            let answer = client.get(url).send().await.map_err(|error| failed(&error))?;
             if !answer.status().is_success() {
                 return Err(RegistryError::Answer(answer.status().to_string()));
             }
             let mut body = Vec::new();
             let mut chunks = answer.bytes_stream();
             while let Some(chunk) = chunks.next().await {
-                body.extend_from_slice(&chunk.map_err(unreachable)?);
+                body.extend_from_slice(&chunk.map_err(|error| failed(&error))?);
                 if body.len() > ANSWER_BYTES_MAX {
                     return Err(RegistryError::Answer(format!("more than {ANSWER_BYTES_MAX} bytes")));
                 }
@@ -204,7 +206,7 @@ impl Registries {
     ) -> Result<(), RegistryError> {
         let (client, url) = self.prepare(control, &["api", "executions", execution.as_str(), "terminate"])?;
         let _place = self.places.acquire().await.map_err(|error| RegistryError::Ours(error.to_string()))?;
-        let answer = client.post(url).timeout(timeout).send().await.map_err(unreachable)?;
+        let answer = client.post(url).timeout(timeout).send().await.map_err(|error| failed(&error))?;
         if answer.status().is_success() {
             return Ok(());
         }
@@ -212,14 +214,27 @@ impl Registries {
     }
 }
 
-fn unreachable(error: reqwest::Error) -> RegistryError {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        text = cause.to_string();
-        source = cause.source();
+/// A call that failed, by the innermost cause: too few file handles, or no network, are ours.
+fn failed(error: &(dyn Error + 'static)) -> RegistryError {
+    let mut innermost = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
     }
-    RegistryError::Unreachable(text)
+    match innermost.downcast_ref::<io::Error>() {
+        Some(io) if is_ours(io) => RegistryError::Ours(io.to_string()),
+        _ => RegistryError::Unreachable(innermost.to_string()),
+    }
+}
+
+fn is_ours(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    // EMFILE, ENFILE, ENOBUFS have no kind of their own.
+    const OURS: [i32; 3] = [24, 23, 105];
+    error.raw_os_error().is_some_and(|code| OURS.contains(&code))
+        || matches!(
+            error.kind(),
+            Kind::NetworkUnreachable | Kind::NetworkDown | Kind::AddrNotAvailable | Kind::OutOfMemory
+        )
 }
 
 /// Null, malformed and empty entries are skipped.
@@ -261,6 +276,57 @@ mod tests {
         let control = control("http://localhost:9", Trust::Agent);
         let error = registries.running(&control, Duration::from_secs(2)).await.unwrap_err();
         assert!(error.to_string().contains("ROLLCALL_ALLOW_CIDRS"), "{error}");
+    }
+
+    /// An error with a cause, as the client wraps them.
+    #[derive(Debug, thiserror::Error)]
+    #[error("sending the request")]
+    struct Wrapped(#[source] io::Error);
+
+    #[test]
+    fn our_own_limits_are_not_held_against_the_agent() {
+        for code in [24, 23, 105, 101, 99] {
+            let error = failed(&Wrapped(io::Error::from_raw_os_error(code)));
+            assert!(matches!(error, RegistryError::Ours(_)), "{code}: {error}");
+        }
+        for code in [111, 104, 113, 110] {
+            let error = failed(&Wrapped(io::Error::from_raw_os_error(code)));
+            assert!(matches!(error, RegistryError::Unreachable(_)), "{code}: {error}");
+        }
+    }
+
+    /// Calls wait for a place before their own time begins: many others that hang don't make one time out.
+    #[tokio::test]
+    async fn waiting_for_a_place_is_not_counted_as_the_agents_time() {
+        let mut registries = Registries::new(&["127.0.0.0/8".parse().unwrap()]);
+        registries.places = tokio::sync::Semaphore::new(1);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut hung = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                use tokio::io::{AsyncReadExt, AsyncWriteExt};
+                let mut request = [0; 1024];
+                let read = stream.read(&mut request).await.unwrap_or(0);
+                if request[..read].starts_with(b"GET /hangs") {
+                    hung.push(stream);
+                    continue;
+                }
+                let answer = "HTTP/1.1 200 OK\r\ncontent-length: 17\r\n\r\n{\"executions\":[]}";
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        let hangs = control(&format!("{url}/hangs"), Trust::Agent);
+        let answers = control(&url, Trust::Agent);
+        let timeout = Duration::from_millis(500);
+        let (one, two, three) = tokio::join!(
+            registries.running(&hangs, timeout),
+            registries.running(&hangs, timeout),
+            registries.running(&answers, timeout)
+        );
+        assert!(matches!(one, Err(RegistryError::Unreachable(_))), "{one:?}");
+        assert!(matches!(two, Err(RegistryError::Unreachable(_))), "{two:?}");
+        assert_eq!(three.unwrap(), []);
     }
 
     #[test]
