@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use rollcall_capacity::{Capacity, Error as CapacityError, Hold, Place};
+use rollcall_capacity::{Capacity, Error as CapacityError, GrantedSlot, Hold, Place};
 use rollcall_core::{
     AgentId, ExecutionId, Pool, Timestamp,
     event::SystemEventKind,
@@ -53,8 +53,15 @@ pub(crate) struct Findings {
 }
 
 impl Findings {
-    fn repaired(&self) -> usize {
-        self.leaked + self.missing + self.elsewhere + self.torn
+    const fn kinds(&self) -> [(&'static str, usize); 6] {
+        [
+            ("leaked", self.leaked),
+            ("missing", self.missing),
+            ("elsewhere", self.elsewhere),
+            ("unconfirmed", self.unconfirmed),
+            ("idle", self.idle),
+            ("torn", self.torn),
+        ]
     }
 }
 
@@ -76,18 +83,27 @@ impl Dispatcher {
                     continue;
                 }
             }
-            let findings = self.audit_pool(&pool).await?;
-            if findings.repaired() > 0 {
-                tracing::warn!(%pool, ?findings, "capacity repaired");
-                self.ledger
-                    .system(
-                        SystemEventKind::SlotLeakRepaired,
-                        serde_json::json!({"pool": pool, "cause": "redis disagreed with the log", "findings": findings}),
-                    )
-                    .await;
-            }
+            let mut findings = Findings::default();
+            // What was repaired until something failed is told all the same.
+            let audited = self.audit_pool(&pool, &mut findings).await;
+            self.tell(&pool, &findings).await;
+            audited?;
         }
         Ok(())
+    }
+
+    /// Counts what was repaired, and has the log say so.
+    async fn tell(&self, pool: &Pool, findings: &Findings) {
+        if *findings == Findings::default() {
+            return;
+        }
+        tracing::warn!(%pool, ?findings, "capacity repaired");
+        for (kind, count) in findings.kinds() {
+            metrics::counter!("rollcall_audit_findings_total", "kind" => kind).increment(count as u64);
+        }
+        let facts =
+            serde_json::json!({"pool": pool, "cause": "redis disagreed with the log", "findings": findings});
+        self.ledger.system(SystemEventKind::SlotLeakRepaired, facts).await;
     }
 
     /// What Redis holds came from a log that is gone: it is built anew from the one there is.
@@ -104,8 +120,7 @@ impl Dispatcher {
         self.rebuild_anyway(pool, "the log went back in time").await
     }
 
-    async fn audit_pool(self: &Arc<Self>, pool: &Pool) -> Result<Findings, RebuildError> {
-        let mut findings = Findings::default();
+    async fn audit_pool(self: &Arc<Self>, pool: &Pool, findings: &mut Findings) -> Result<(), RebuildError> {
         let found = match self.scan(pool).await {
             Err(error) if error.wants_rebuild() => {
                 self.rebuild(pool).await?;
@@ -115,7 +130,7 @@ impl Dispatcher {
             Err(CapacityError::Reply { .. }) => {
                 findings.torn += 1;
                 self.rebuild_anyway(pool, "redis contradicted itself").await?;
-                return Ok(findings);
+                return Ok(());
             }
             other => other?,
         };
@@ -127,31 +142,21 @@ impl Dispatcher {
         }
         if findings.torn > 0 {
             self.rebuild_anyway(pool, "redis contradicted itself").await?;
-            return Ok(findings);
+            return Ok(());
         }
         self.audit_agents(pool).await;
         for (hold, place) in &found {
-            self.audit_hold(pool, hold, place, &mut findings).await?;
+            self.audit_hold(pool, hold, place, findings).await?;
         }
         let missing: Vec<(ExecutionId, u32)> = self.ledger.read(|projection| {
             decide::missing(pool, projection, &found).iter().map(|e| (e.id().clone(), e.attempt)).collect()
         });
         for (id, attempt) in missing {
-            self.audit_missing(pool, &id, attempt, &mut findings).await?;
+            self.audit_missing(pool, &id, attempt, findings).await?;
         }
-        self.finish_unconfirmed(pool, &mut findings).await?;
+        self.finish_unconfirmed(pool, findings).await?;
         findings.idle += self.fill(pool).await;
-        for (kind, count) in [
-            ("leaked", findings.leaked),
-            ("missing", findings.missing),
-            ("elsewhere", findings.elsewhere),
-            ("unconfirmed", findings.unconfirmed),
-            ("idle", findings.idle),
-            ("torn", findings.torn),
-        ] {
-            metrics::counter!("rollcall_audit_findings_total", "kind" => kind).increment(count as u64);
-        }
-        Ok(findings)
+        Ok(())
     }
 
     async fn scan(&self, pool: &Pool) -> Result<BTreeMap<Hold, Place>, CapacityError> {
@@ -257,12 +262,24 @@ impl Dispatcher {
                 }
             }
             Misplaced::Elsewhere { agent, since_ms } => {
-                let adopted = self
-                    .in_redis(pool, "adopt", || {
-                        self.capacity.adopt(pool.as_str(), &agent, hold, since_ms, self.stamp())
-                    })
-                    .await;
-                findings.elsewhere += usize::from(adopted == Some(true));
+                let moved = match place {
+                    // The log was asked after this was found: a slot that is the same one still can't be its next.
+                    Place::Slot { agent: on, granted_at_ms } => {
+                        let (hold, granted_at_ms) = (hold.clone(), *granted_at_ms);
+                        let found = GrantedSlot { hold, agent: on.clone(), granted_at_ms };
+                        self.in_redis(pool, "relocate", || {
+                            self.capacity.relocate(pool.as_str(), &found, &agent, since_ms, self.stamp())
+                        })
+                        .await
+                    }
+                    Place::Waiting(_) => {
+                        self.in_redis(pool, "adopt", || {
+                            self.capacity.adopt(pool.as_str(), &agent, hold, since_ms, self.stamp())
+                        })
+                        .await
+                    }
+                };
+                findings.elsewhere += usize::from(moved == Some(true));
             }
         }
         Ok(())
@@ -386,12 +403,12 @@ impl Dispatcher {
         });
         for pool in pools {
             let mut findings = Findings::default();
-            self.finish_unconfirmed(&pool, &mut findings).await?;
-            let idle = self.fill(&pool).await;
-            if idle > 0 || findings != Findings::default() {
-                tracing::warn!(%pool, idle, ?findings, "work waited beside a free slot");
-                metrics::counter!("rollcall_audit_findings_total", "kind" => "idle").increment(idle as u64);
+            let finished = self.finish_unconfirmed(&pool, &mut findings).await;
+            if finished.is_ok() {
+                findings.idle += self.fill(&pool).await;
             }
+            self.tell(&pool, &findings).await;
+            finished?;
         }
         Ok(())
     }

@@ -55,9 +55,9 @@ pub use error::Error;
 pub use model::{ModelCapacity, ModelSnapshot};
 pub use redis_backed::{CONNECT_TIMEOUT, HOT_CONNECTIONS, RESPONSE_TIMEOUT, RedisCapacity, Timeouts};
 pub use types::{
-    Admission, AgentSetting, AgentView, Ask, Confirmation, Epoch, Filled, Grant, HeldSlot, Hold, Load,
-    MAX_EXACT, MAX_ORDER, Meta, Outcome, Place, Placed, PoolState, PoolView, Priority, Queue, QueuedHold,
-    Removed, Requeue, Requeued, ScanCursor, ScanPage, Settled, Stamp, Unconfirmed,
+    Admission, AgentSetting, AgentView, Ask, Confirmation, Epoch, Filled, Grant, GrantedSlot, HeldSlot, Hold,
+    Load, MAX_EXACT, MAX_ORDER, Meta, Outcome, Place, Placed, PoolState, PoolView, Priority, Queue,
+    QueuedHold, Removed, Requeue, Requeued, ScanCursor, ScanPage, Settled, Stamp, Unconfirmed,
 };
 
 /// Most promotions in one script.
@@ -135,6 +135,18 @@ pub trait Capacity: Send + Sync + 'static {
         agent: &str,
         hold: &Hold,
         granted_at_ms: u64,
+        stamp: Stamp,
+    ) -> impl Future<Output = Result<bool>> + Send;
+
+    /// Moves a hold from the slot in which it was `found` to one of `agent`, where it runs since `since_ms` by the log,
+    /// whatever the capacity (a repair). Only if it still has that very slot. The slot that it leaves is given to nobody
+    /// yet. `false`: it has another place by now, or none, and nothing changed.
+    fn relocate(
+        &self,
+        pool: &str,
+        found: &GrantedSlot,
+        agent: &str,
+        since_ms: u64,
         stamp: Stamp,
     ) -> impl Future<Output = Result<bool>> + Send;
 

@@ -10,9 +10,9 @@ use crate::known::{Known, KnownPools};
 use crate::redis_backed::checked_order;
 use crate::types::exact;
 use crate::{
-    Admission, AgentSetting, AgentView, Ask, Capacity, Confirmation, Epoch, Error, Filled, Grant, Hold, Load,
-    Meta, PoolState, PoolView, Queue, Removed, Requeue, Requeued, Result, ScanCursor, ScanPage, Settled,
-    Stamp, Unconfirmed,
+    Admission, AgentSetting, AgentView, Ask, Capacity, Confirmation, Epoch, Error, Filled, Grant,
+    GrantedSlot, Hold, Load, Meta, PoolState, PoolView, Queue, Removed, Requeue, Requeued, Result,
+    ScanCursor, ScanPage, Settled, Stamp, Unconfirmed,
 };
 
 /// [`Capacity`] in memory, for tests. Starts empty, so not ready, like an empty Redis. [`Self::handle`] makes another
@@ -137,6 +137,19 @@ impl Capacity for ModelCapacity {
     ) -> Result<bool> {
         let granted_at_ms = exact("granted_at_ms", granted_at_ms)?;
         self.with(pool, stamp, |pool| pool.adopt(agent, hold, granted_at_ms))
+    }
+
+    async fn relocate(
+        &self,
+        pool: &str,
+        found: &GrantedSlot,
+        agent: &str,
+        since_ms: u64,
+        stamp: Stamp,
+    ) -> Result<bool> {
+        exact("granted_at_ms", found.granted_at_ms)?;
+        let since_ms = exact("since_ms", since_ms)?;
+        self.with(pool, stamp, |pool| pool.relocate(found, agent, since_ms))
     }
 
     async fn set_agent(

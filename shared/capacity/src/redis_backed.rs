@@ -20,9 +20,9 @@ pub(crate) use self::rebuild::checked_order;
 use self::reply::Reply;
 use crate::known::{Known, KnownPools};
 use crate::{
-    Admission, AgentSetting, AgentView, Ask, Capacity, Confirmation, Epoch, Error, Filled, Grant, Hold, Load,
-    Meta, PoolView, Removed, Requeue, Requeued, Result, ScanCursor, ScanPage, Settled, Stamp, Unconfirmed,
-    keys,
+    Admission, AgentSetting, AgentView, Ask, Capacity, Confirmation, Epoch, Error, Filled, Grant,
+    GrantedSlot, Hold, Load, Meta, PoolView, Removed, Requeue, Requeued, Result, ScanCursor, ScanPage,
+    Settled, Stamp, Unconfirmed, keys,
 };
 
 /// Multiplexed connections for the operations of every execution, used in turn: two carry more than one.
@@ -244,6 +244,17 @@ impl Capacity for RedisCapacity {
         stamp: Stamp,
     ) -> Result<bool> {
         self.do_adopt(pool, agent, hold, granted_at_ms, stamp).await
+    }
+
+    async fn relocate(
+        &self,
+        pool: &str,
+        found: &GrantedSlot,
+        agent: &str,
+        since_ms: u64,
+        stamp: Stamp,
+    ) -> Result<bool> {
+        self.do_relocate(pool, found, agent, since_ms, stamp).await
     }
 
     async fn set_agent(

@@ -347,6 +347,17 @@ pub enum Place {
     Waiting(Queue),
 }
 
+/// A slot that was found, as precisely as a slot can be named: the same hold granted anew is another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrantedSlot {
+    /// Whose.
+    pub hold: Hold,
+    /// On this agent.
+    pub agent: String,
+    /// Since when, milliseconds since 1970.
+    pub granted_at_ms: u64,
+}
+
 /// A hold and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {

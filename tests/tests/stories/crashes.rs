@@ -12,7 +12,7 @@ use e2e::{
     until,
 };
 use rollcall_capacity::testing::RedisServer;
-use serde_json::json;
+use serde_json::{Value, json};
 
 async fn killed_under_load(service: &str) {
     let mut load = Load::start(Options::default()).await;
@@ -147,6 +147,87 @@ async fn redis_that_contradicts_itself_is_built_anew() {
     let next = fleet.submit(json!({"agent_id": "a"})).await;
     assert_eq!(next["state"], "queued");
     fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_redis_got_wrong_is_repaired_and_told() {
+    let fleet = Fleet::start().await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    let _idle = ScriptedAgent::start(&fleet.bus, "b", 1).await;
+    fleet.status("a", "connected", SOON).await;
+    fleet.status("b", "connected", SOON).await;
+    let submit = || async {
+        let reply = fleet.submit(json!({"agent_id": "a"})).await;
+        reply["execution_id"].as_str().expect("an id").to_owned()
+    };
+    let ended = submit().await;
+    agent.given(&ended).await;
+    agent.report(&ended, 1, "completed", json!({"result": 1})).await;
+    fleet.state(&ended, "completed", SOON).await;
+
+    // A slot of what has ended.
+    slot(&fleet.redis, "b", &ended).await;
+    told(&fleet, "leaked").await;
+
+    // What runs, in no slot.
+    let runs = submit().await;
+    agent.given(&runs).await;
+    fleet.state(&runs, "running", SOON).await;
+    forget(&fleet.redis, "a", &runs).await;
+    told(&fleet, "missing").await;
+    let waits = submit().await;
+    assert_eq!(fleet.execution(&waits).await.unwrap()["state"], "queued", "the slot is taken again");
+
+    // What runs on one agent, in a slot of another.
+    forget(&fleet.redis, "a", &runs).await;
+    slot(&fleet.redis, "b", &runs).await;
+    told(&fleet, "elsewhere").await;
+
+    // A promotion that nobody carried out.
+    let promoted = format!("{waits}:1");
+    redis(&fleet.redis, &format!("ZREM rollcall:{{default}}:queue:a {promoted}")).await;
+    redis(&fleet.redis, "HSET rollcall:{default}:agent:a capacity 2").await;
+    slot(&fleet.redis, "a", &waits).await;
+    redis(&fleet.redis, &format!("ZADD rollcall:{{default}}:unconfirmed 1 {promoted}")).await;
+    told(&fleet, "unconfirmed").await;
+    agent.given(&waits).await;
+
+    // A queue beside a free slot.
+    let next = submit().await;
+    assert_eq!(fleet.execution(&next).await.unwrap()["state"], "queued");
+    redis(&fleet.redis, "HSET rollcall:{default}:agent:a capacity 3").await;
+    redis(&fleet.redis, "ZADD rollcall:{default}:free 0 a").await;
+    told(&fleet, "idle").await;
+    agent.given(&next).await;
+}
+
+/// A repair of this kind is in the log and in the metrics.
+async fn told(fleet: &Fleet, kind: &str) {
+    let event = until(&format!("a repair: {kind}"), SOON, || async {
+        let events = fleet.events_of("system.slot_leak_repaired").await;
+        let of_kind = |e: &&Value| e["data"]["findings"][kind].as_u64().is_some_and(|count| count > 0);
+        events.iter().find(of_kind).cloned().ok_or(events)
+    })
+    .await;
+    assert_eq!(event["data"]["pool"], "default", "{event}");
+    let address = fleet.admin_address("dispatcher").expect("the dispatcher's admin address");
+    let metrics =
+        reqwest::get(format!("http://{address}/metrics")).await.expect("metrics").text().await.expect("text");
+    let counted = format!("rollcall_audit_findings_total{{kind=\"{kind}\"}} ");
+    let line = metrics.lines().find(|line| line.starts_with(&counted)).unwrap_or_else(|| panic!("{metrics}"));
+    assert!(!line.ends_with(" 0"), "{line}");
+}
+
+/// Gives a first attempt a slot, behind the dispatcher's back.
+async fn slot(server: &RedisServer, agent: &str, execution: &str) {
+    redis(server, &format!("ZADD rollcall:{{default}}:slots:{agent} 1 {execution}:1")).await;
+    redis(server, &format!("HSET rollcall:{{default}}:where {execution}:1 s{agent}")).await;
+}
+
+/// Takes the slot of a first attempt away, behind the dispatcher's back.
+async fn forget(server: &RedisServer, agent: &str, execution: &str) {
+    redis(server, &format!("ZREM rollcall:{{default}}:slots:{agent} {execution}:1")).await;
+    redis(server, &format!("HDEL rollcall:{{default}}:where {execution}:1")).await;
 }
 
 async fn flush(server: &RedisServer) {

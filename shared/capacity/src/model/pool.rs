@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Admission, AgentSetting, AgentView, Ask, Confirmation, Epoch, Filled, Grant, HeldSlot, Hold, Load, Meta,
-    Outcome, PAGE, PROMOTE_BATCH, Place, Placed, PoolState, PoolView, Queue, QueuedHold, Removed, Requeue,
-    Requeued, ScanCursor, ScanPage, Settled, Stamp, Unconfirmed,
+    Admission, AgentSetting, AgentView, Ask, Confirmation, Epoch, Filled, Grant, GrantedSlot, HeldSlot, Hold,
+    Load, Meta, Outcome, PAGE, PROMOTE_BATCH, Place, Placed, PoolState, PoolView, Queue, QueuedHold, Removed,
+    Requeue, Requeued, ScanCursor, ScanPage, Settled, Stamp, Unconfirmed,
 };
 
 /// Where a hold stands in a queue. Equal ones are told apart by the member's text, as Redis does.
@@ -17,7 +17,7 @@ struct Agent {
     held_back: bool,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum At {
     Slot { agent: String, granted_at_ms: u64 },
     Waits { queue: Queue, rank: Rank },
@@ -329,6 +329,17 @@ impl Pool {
         self.withdraw(hold);
         self.agents.entry(agent.to_owned()).or_default();
         self.place(hold, agent, granted_at_ms);
+        (true, true)
+    }
+
+    pub(super) fn relocate(&mut self, found: &GrantedSlot, agent: &str, since_ms: u64) -> (bool, bool) {
+        let still = At::Slot { agent: found.agent.clone(), granted_at_ms: found.granted_at_ms };
+        if found.agent == agent || self.places.get(&found.hold) != Some(&still) {
+            return (false, false);
+        }
+        self.withdraw(&found.hold);
+        self.agents.entry(agent.to_owned()).or_default();
+        self.place(&found.hold, agent, since_ms);
         (true, true)
     }
 

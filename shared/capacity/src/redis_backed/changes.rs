@@ -4,8 +4,8 @@ use super::operation::{self, Arg, Operation};
 use super::{Path, RedisCapacity, Reply};
 use crate::types::exact;
 use crate::{
-    Admission, AgentSetting, Ask, Confirmation, Epoch, Filled, Grant, Hold, Outcome, PAGE, PROMOTE_BATCH,
-    Queue, Removed, Requeue, Requeued, Result, Settled, Stamp,
+    Admission, AgentSetting, Ask, Confirmation, Epoch, Filled, Grant, GrantedSlot, Hold, Outcome, PAGE,
+    PROMOTE_BATCH, Queue, Removed, Requeue, Requeued, Result, Settled, Stamp,
 };
 
 const BATCH: Arg<'static> = Arg::Number(PROMOTE_BATCH as u64);
@@ -118,6 +118,26 @@ impl RedisCapacity {
         let member = hold.member();
         let args = [Arg::Text(agent), Arg::Text(&member), Arg::Number(granted_at_ms)];
         let (_, mut reply) = self.change(&operation::ADOPT, pool, stamp, &args).await?;
+        reply.flag()
+    }
+
+    pub(super) async fn do_relocate(
+        &self,
+        pool: &str,
+        found: &GrantedSlot,
+        agent: &str,
+        since_ms: u64,
+        stamp: Stamp,
+    ) -> Result<bool> {
+        let member = found.hold.member();
+        let args = [
+            Arg::Text(&found.agent),
+            Arg::Text(&member),
+            Arg::Number(exact("granted_at_ms", found.granted_at_ms)?),
+            Arg::Text(agent),
+            Arg::Number(exact("since_ms", since_ms)?),
+        ];
+        let (_, mut reply) = self.change(&operation::RELOCATE, pool, stamp, &args).await?;
         reply.flag()
     }
 

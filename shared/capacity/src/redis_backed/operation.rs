@@ -26,6 +26,7 @@ operations! {
     SETTLE = "settle": "include/guard", "include/slots", "settle-1";
     REQUEUE = "requeue": "include/guard", "include/slots", "requeue-1";
     ADOPT = "adopt": "include/guard", "include/slots", "adopt-1";
+    RELOCATE = "relocate": "include/guard", "include/slots", "relocate-1";
     SET_AGENT = "set_agent": "include/guard", "include/slots", "set_agent-1";
     REOPEN = "reopen": "include/guard", "include/slots", "reopen-1";
     REMOVE_AGENT = "remove_agent": "include/guard", "include/slots", "remove_agent-1";

@@ -7,7 +7,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use redis::Commands;
 use rollcall_capacity::testing::RedisServer;
 use rollcall_capacity::{
-    Capacity, Epoch, Grant, Hold, Load, ModelCapacity, ModelSnapshot, Outcome, Priority, Queue,
+    Capacity, Epoch, Grant, GrantedSlot, Hold, Load, ModelCapacity, ModelSnapshot, Outcome, Priority, Queue,
     RedisCapacity, Requeue, Result, Stamp,
 };
 
@@ -50,6 +50,12 @@ enum Step {
     Adopt {
         agent: usize,
         hold: Hold,
+    },
+    Relocate {
+        from: usize,
+        to: usize,
+        hold: Hold,
+        granted_at_ms: u64,
     },
     SetAgent {
         agent: usize,
@@ -134,6 +140,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         8 => (any_hold(), proptest::option::of(any_hold()), proptest::option::of(agent()), 0..3u8, proptest::option::of(agent()))
             .prop_map(|(old, new, queue, priority, hold_back)| Step::Requeue { old, new, queue, priority, hold_back }),
         2 => (agent(), any_hold()).prop_map(|(agent, hold)| Step::Adopt { agent, hold }),
+        3 => (agent(), agent(), any_hold(), 0..9u64)
+            .prop_map(|(from, to, hold, granted_at_ms)| Step::Relocate { from, to, hold, granted_at_ms }),
         9 => (agent(), 0..4u32, prop::bool::weighted(0.8), 0..30u64)
             .prop_map(|(agent, capacity, open, seq)| Step::SetAgent { agent, capacity, open, seq }),
         4 => agent().prop_map(|agent| Step::Reopen { agent }),
@@ -215,6 +223,14 @@ impl<C: Capacity> Side<C> {
                 self.promoted(answer, |requeued| &requeued.promoted)
             }
             Step::Adopt { agent, hold } => self.show(&c.adopt(POOL, AGENTS[*agent], hold, 3, stamp).await),
+            Step::Relocate { from, to, hold, granted_at_ms } => {
+                let found = GrantedSlot {
+                    hold: hold.clone(),
+                    agent: AGENTS[*from].to_owned(),
+                    granted_at_ms: *granted_at_ms,
+                };
+                self.show(&c.relocate(POOL, &found, AGENTS[*to], 4, stamp).await)
+            }
             Step::SetAgent { agent, capacity, open, seq } => {
                 let answer = c.set_agent(POOL, AGENTS[*agent], setting(*capacity, *open, *seq), stamp).await;
                 self.promoted(answer, |filled| &filled.promoted)

@@ -2,8 +2,8 @@
 
 use rollcall_capacity::testing::RedisServer;
 use rollcall_capacity::{
-    Capacity, Confirmation, Error, Hold, Load, MAX_ORDER, Outcome, PoolState, Priority, Queue, RedisCapacity,
-    Requeue, Stamp,
+    Capacity, Confirmation, Error, GrantedSlot, Hold, Load, MAX_ORDER, Outcome, PoolState, Priority, Queue,
+    RedisCapacity, Requeue, Stamp,
 };
 
 use crate::support::*;
@@ -272,6 +272,9 @@ async fn nothing_in_redis_expires_by_itself() {
     c.reopen(POOL, "a", at(5)).await.unwrap();
     c.settle(POOL, &hold("loaded"), at(6)).await.unwrap();
     c.adopt(POOL, "b", &hold("found"), 6, at(6)).await.unwrap();
+    let found = GrantedSlot { hold: hold("found"), agent: "b".to_owned(), granted_at_ms: 6 };
+    assert!(c.relocate(POOL, &found, "a", 6, at(6)).await.unwrap());
+    assert!(c.relocate(POOL, &GrantedSlot { agent: "a".to_owned(), ..found }, "b", 6, at(6)).await.unwrap());
     c.admit_to_pool(POOL, &hold("any"), ask(5, 9), at(7)).await.unwrap();
     c.set_agent(POOL, "b", setting(1, true, 2), at(8)).await.unwrap();
     c.remove_agent(POOL, "b", 9, at(9)).await.unwrap();

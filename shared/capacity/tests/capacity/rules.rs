@@ -2,8 +2,8 @@
 
 use rollcall_capacity::testing::RedisServer;
 use rollcall_capacity::{
-    Capacity, Confirmation, Error, Hold, MAX_EXACT, ModelCapacity, Outcome, PAGE, PROMOTE_BATCH, Place,
-    Priority, Queue, Requeue, Stamp,
+    Capacity, Confirmation, Error, GrantedSlot, Hold, MAX_EXACT, ModelCapacity, Outcome, PAGE, PROMOTE_BATCH,
+    Place, Priority, Queue, Requeue, Stamp,
 };
 
 use crate::support::*;
@@ -43,6 +43,7 @@ on_both!(
     a_promotion_is_not_confirmed_as_queued,
     a_settled_grant_can_not_be_confirmed,
     adopting_records_what_runs,
+    only_the_slot_that_was_found_is_relocated,
     a_removed_agent_gives_up_all_it_has,
     numbers_that_lose_exactness_are_refused,
     versions_count_changes_only,
@@ -373,6 +374,34 @@ async fn adopting_records_what_runs<C: Capacity>(c: C) {
     let view = c.inspect(POOL, "a", 9).await.unwrap();
     assert_eq!((view.held_count, view.queue_len), (2, 0));
     assert!(c.settle(POOL, &hold("y"), at(4)).await.unwrap().released);
+}
+
+async fn only_the_slot_that_was_found_is_relocated<C: Capacity>(c: C) {
+    with_agent(&c, "a", 1).await;
+    c.set_agent(POOL, "b", setting(1, true, 1), at(1)).await.unwrap();
+    c.admit_to_agent(POOL, "a", &hold("x"), ask(5, 9), at(2)).await.unwrap();
+    c.admit_to_agent(POOL, "a", &hold("y"), ask(5, 9), at(2)).await.unwrap();
+    let granted_at_ms = c.inspect(POOL, "a", 9).await.unwrap().held[0].granted_at_ms;
+    let found = GrantedSlot { hold: hold("x"), agent: "a".to_owned(), granted_at_ms };
+    let wrong = [
+        ("a", found.clone()),
+        ("b", GrantedSlot { granted_at_ms: granted_at_ms + 1, ..found.clone() }),
+        ("a", GrantedSlot { agent: "b".to_owned(), ..found.clone() }),
+        ("b", GrantedSlot { hold: hold("y"), ..found.clone() }),
+        ("b", GrantedSlot { hold: hold("z"), ..found.clone() }),
+    ];
+    for (to, slot) in &wrong {
+        assert!(!c.relocate(POOL, slot, to, 7, at(3)).await.unwrap(), "{slot:?} to {to}");
+    }
+    assert!(c.relocate(POOL, &found, "b", 7, at(3)).await.unwrap());
+    let (a, b) = (c.inspect(POOL, "a", 9).await.unwrap(), c.inspect(POOL, "b", 9).await.unwrap());
+    assert_eq!((a.held_count, a.queue_len, b.held_count), (0, 1, 1));
+    assert_eq!((&b.held[0].hold, b.held[0].granted_at_ms), (&hold("x"), 7));
+    assert!(!c.relocate(POOL, &found, "b", 7, at(4)).await.unwrap(), "once");
+    assert_eq!(c.waiting_with_free(POOL).await.unwrap(), ["a"], "what it left can be given away");
+    // Full it was, and full it stays.
+    assert_eq!(position(&c.admit_to_agent(POOL, "b", &hold("w"), ask(5, 9), at(5)).await.unwrap()), 1);
+    assert!(c.settle(POOL, &hold("x"), at(6)).await.unwrap().released);
 }
 
 async fn a_removed_agent_gives_up_all_it_has<C: Capacity>(c: C) {

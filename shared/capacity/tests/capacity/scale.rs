@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rollcall_capacity::testing::RedisServer;
 use rollcall_capacity::{
-    Capacity, Hold, Load, Priority, Queue, REBUILD_BATCH, RedisCapacity, Requeue, Stamp,
+    Capacity, GrantedSlot, Hold, Load, Priority, Queue, REBUILD_BATCH, RedisCapacity, Requeue, Stamp,
 };
 
 use crate::support::*;
@@ -93,6 +93,11 @@ async fn no_script_is_slow_with_a_hundred_thousand() {
         stamp(i)
     ));
     quick!("reopen", |i| c.reopen(POOL, "big", stamp(i)));
+    quick!("relocate", |i| {
+        let slot = GrantedSlot { hold: name("nobody", i), agent: "big".to_owned(), granted_at_ms: 5 };
+        let c = &c;
+        async move { c.relocate(POOL, &slot, "other", 5, stamp(i)).await }
+    });
     quick!("adopt", |i| c.adopt(POOL, "big", &name("wait", 60_001 + 2 * i), 5, stamp(i)));
     // Room for many more than one batch.
     let larger = |i: usize| setting((MANY * 2 + i) as u32, true, 2 + i as u64);

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, rc::Rc};
 
 use dispatcher::decide::{self, Misplaced, Unfinished};
-use rollcall_capacity::{Capacity, Error, Hold, Place, PoolState};
+use rollcall_capacity::{Capacity, Error, GrantedSlot, Hold, Place, PoolState};
 use rollcall_core::{
     AgentId, ExecutionId,
     execution::{Execution, State},
@@ -126,7 +126,16 @@ impl Dispatcher {
             Some(Misplaced::Leaked) => {
                 self.settle(hold).await;
             }
-            Some(Misplaced::Elsewhere { agent, since_ms }) => self.adopt(&agent, hold, since_ms).await,
+            Some(Misplaced::Elsewhere { agent, since_ms }) => match place {
+                Place::Slot { agent: on, granted_at_ms } => {
+                    let (hold, granted_at_ms) = (hold.clone(), *granted_at_ms);
+                    let found = GrantedSlot { hold, agent: on.clone(), granted_at_ms };
+                    let move_it =
+                        |c: &_| at_once(Capacity::relocate(c, POOL, &found, &agent, since_ms, self.stamp()));
+                    let _ = self.in_capacity(move_it).await;
+                }
+                Place::Waiting(_) => self.adopt(&agent, hold, since_ms).await,
+            },
         }
         Ok(())
     }
