@@ -79,6 +79,7 @@ const fn reason_name(reason: GoodbyeReason) -> &'static str {
         GoodbyeReason::Operator => "operator",
         GoodbyeReason::Drain => "drain",
         GoodbyeReason::Restart => "restart",
+        GoodbyeReason::Unknown => "unknown",
     }
 }
 
@@ -286,6 +287,7 @@ mod tests {
             (TERM, true, 0, false),
             (TERM, false, 1, false),
             (goodbye(GoodbyeReason::Drain, InFlight::Finish), true, 0, false),
+            (goodbye(GoodbyeReason::Unknown, InFlight::Finish), true, 0, false),
             (goodbye(GoodbyeReason::ActivityTimeout, InFlight::Finish), true, 75, false),
             (goodbye(GoodbyeReason::Restart, InFlight::Finish), true, 75, false),
             (goodbye(GoodbyeReason::Restart, InFlight::Finish), false, 75, false),

@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::StreamExt;
@@ -42,7 +42,7 @@ struct Fleet {
     running: JoinHandle<Exit>,
 }
 
-/// What the fleet answers to a heartbeat that asks.
+/// What the fleet answers to a heartbeat that asks; null: nothing.
 type Answer = Arc<Mutex<Value>>;
 
 fn nothing_due() -> Answer {
@@ -156,6 +156,10 @@ async fn listen(bus: &Bus, subject: String, answer: Answer) -> watch::Receiver<V
             let mut beat: Value = serde_json::from_slice(&message.payload).unwrap();
             beat["asked"] = message.reply.is_some().into();
             let answer = answer.lock().unwrap().clone();
+            if answer.is_null() {
+                sender.send_modify(|beats| beats.push(beat));
+                continue;
+            }
             let is_gone = beat["state"] == "gone";
             sender.send_modify(|beats| beats.push(beat));
             if is_gone {
@@ -513,6 +517,7 @@ async fn goodbyes_say_how_to_exit() {
         ("superseded", "return", 0, true),
         ("operator", "abort", 0, true),
         ("drain", "return", 0, false),
+        ("unknown", "return", 0, false),
     ] {
         // A grace of an hour: only an abort, or work that stops when asked, ends in time.
         let fleet = if in_flight == "abort" {
@@ -522,7 +527,11 @@ async fn goodbyes_say_how_to_exit() {
             Fleet::start(agent(1).stop_grace(Duration::from_secs(3600)), until_stopped()).await
         };
         fleet.dispatch("x", 1, json!(null)).await;
-        let goodbye = json!({"reason": reason, "deadline_ms": 50, "in_flight": in_flight});
+        let mut goodbye = json!({"reason": reason, "deadline_ms": 50, "in_flight": in_flight});
+        if reason == "unknown" {
+            // That is what one is that names none.
+            goodbye.as_object_mut().unwrap().remove("reason");
+        }
         assert_eq!(fleet.ask(AgentVerb::Goodbye, goodbye).await, json!({"ok": true}));
         assert_eq!(fleet.report("x").await["outcome"], "returned", "{reason}");
         let mut fleet = fleet;
@@ -541,6 +550,53 @@ async fn a_goodbye_in_the_reply_to_a_heartbeat_is_heard() {
     let fleet = Fleet::start_without_streams(agent(1), until_stopped(), answer).await;
     let exit = fleet.exit().await;
     assert_eq!((exit.status, exit.stay_down, exit.woken_by.as_str()), (0, true, "superseded"));
+}
+
+#[tokio::test]
+async fn a_farewell_that_nobody_hears_or_answers_does_not_hold_up_the_exit() {
+    let mute = async {
+        let answer = nothing_due();
+        let fleet = Fleet::start_without_streams(agent(1), until_stopped(), Arc::clone(&answer)).await;
+        *answer.lock().unwrap() = Value::Null;
+        fleet
+    };
+    let (mute, mut deaf) = tokio::join!(mute, Fleet::start(agent(1), until_stopped()));
+    deaf.server.stop().unwrap();
+    for fleet in [&mute, &deaf] {
+        fleet.handle.trigger(&Trigger::Signal(Signal::Term));
+    }
+    let beats = mute.beats.clone();
+    let began = Instant::now();
+    let exits = tokio::join!(mute.exit(), deaf.exit());
+    for exit in [exits.0, exits.1] {
+        assert_eq!((exit.status, exit.clean), (0, true), "nothing is left behind, it just could not say so");
+    }
+    assert_eq!(beats.borrow().last().unwrap()["state"], "gone", "it tried");
+    // The 15 s of the contract, and what two busy cores take.
+    let took = began.elapsed();
+    assert!(took >= Duration::from_secs(14) && took < DEADLINE, "{took:?}");
+}
+
+#[tokio::test]
+async fn work_that_blocks_its_thread_for_ever_does_not_hold_up_the_exit() {
+    // Never sends: it is there so that the work waits for it.
+    let (never, blocked) = std::sync::mpsc::channel::<()>();
+    let blocked = Mutex::new(blocked);
+    let started = Arc::new(Notify::new());
+    let begun = Arc::clone(&started);
+    let worker = worker_fn(move |_| {
+        begun.notify_one();
+        let _ = blocked.lock().unwrap().recv();
+        std::future::pending::<Finish>()
+    });
+    let fleet = Fleet::start(agent(1).drain(Duration::ZERO), worker).await;
+    fleet.dispatch("x", 1, json!(null)).await;
+    within("the start of the work", started.notified()).await;
+    fleet.handle.shut_down("test");
+    // The task ends with everything that the agent owned dropped, its runtime among it.
+    let exit = fleet.exit().await;
+    assert_eq!((exit.status, exit.clean), (1, false), "it says that something was left behind");
+    drop(never);
 }
 
 #[tokio::test]

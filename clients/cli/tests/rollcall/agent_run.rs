@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use rollcall_core::subject::AgentVerb;
 use serde_json::{Value, json};
 
-use crate::fleet::{AgentProcess, Stage, is_alive, output, pids, rollcall, text, until};
+use crate::fleet::{AgentProcess, Stage, is_alive, output, pids, rollcall, text, until, within};
 
 async fn agent(script: &str) -> AgentProcess {
     AgentProcess::start(&Arc::new(Stage::start().await), &["--grace-ms", "200"], script).await
@@ -237,6 +237,30 @@ async fn bad_settings_and_arguments_are_named() {
     assert!(status == Some(64) && error.contains("ROLLCALL_FAILURE_THRESHOLD"), "{error}");
     let (status, error) = run(&["--id", "a"], "ROLLCALL_NATS_URL", "http://x").await;
     assert!(status == Some(64) && error.contains("http://x"), "{error}");
+}
+
+#[tokio::test]
+async fn the_instance_is_in_the_log_at_the_start_and_in_everything_that_is_said() {
+    let stage = Arc::new(Stage::start().await);
+    let mut agent = AgentProcess::start_logging(&stage, "echo 1").await;
+    let logged = within("the line about its start", async {
+        loop {
+            let line = agent.log_line().await;
+            let line: Value = serde_json::from_str(&line).unwrap();
+            if line["message"] == "agent starts" {
+                return line["instance"].as_str().unwrap().to_owned();
+            }
+        }
+    })
+    .await;
+    let beat = agent.beat(|_| true).await;
+    let ping = agent.ask(AgentVerb::Ping, json!({})).await;
+    let list = agent.ask(AgentVerb::Executions, json!({})).await;
+    let report = agent.run("x", json!(null)).await;
+    for said in [&beat, &ping, &list, &report] {
+        assert_eq!(said["instance_id"], logged.as_str(), "{said}");
+    }
+    assert_eq!(logged.parse::<uuid::Uuid>().unwrap().get_version_num(), 7);
 }
 
 #[tokio::test]

@@ -21,7 +21,8 @@ use rollcall_core::{
 use rollcall_nats::{Bus, Reports, ensure_streams, testing::NatsServer};
 use serde_json::{Value, json};
 use tokio::{
-    process::{Child, Command},
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStderr, Command},
     sync::watch,
 };
 
@@ -114,6 +115,7 @@ pub(crate) struct AgentProcess {
     pub(crate) instance: InstanceId,
     pub(crate) child: Child,
     beats: watch::Receiver<Vec<Value>>,
+    log: Option<Lines<BufReader<ChildStderr>>>,
 }
 
 impl AgentProcess {
@@ -128,6 +130,21 @@ impl AgentProcess {
         variables: &[(&str, &str)],
         options: &[&str],
         script: &str,
+    ) -> Self {
+        Self::launch(stage, variables, options, script, false).await
+    }
+
+    /// One whose log is read by the test.
+    pub(crate) async fn start_logging(stage: &Arc<Stage>, script: &str) -> Self {
+        Self::launch(stage, &[], &[], script, true).await
+    }
+
+    async fn launch(
+        stage: &Arc<Stage>,
+        variables: &[(&str, &str)],
+        options: &[&str],
+        script: &str,
+        logs: bool,
     ) -> Self {
         let id = AgentId::new("a1").unwrap();
         let mut messages = stage.bus.subscribe(stage.subjects.heartbeat(&id)).await.unwrap();
@@ -145,13 +162,20 @@ impl AgentProcess {
             stage.rollcall(&["agent", "run", "--id", "a1", "--capacity", "4", "--interval-ms", "1000"]);
         command.args(options).args(["--", "/bin/sh", "-c", script]);
         command.envs(variables.iter().copied());
-        command.env("ROLLCALL_LOG", "error").stdout(Stdio::null()).stderr(Stdio::inherit());
-        let child = command.spawn().unwrap();
+        command.env("ROLLCALL_LOG", if logs { "info" } else { "error" });
+        command.stdout(Stdio::null()).stderr(if logs { Stdio::piped() } else { Stdio::inherit() });
+        let mut child = command.spawn().unwrap();
+        let log = child.stderr.take().map(|stderr| BufReader::new(stderr).lines());
         let mut seen = beats.clone();
         let first =
             within("the first heartbeat", seen.wait_for(|beats| !beats.is_empty())).await.unwrap()[0].clone();
         let instance = InstanceId::new(first["instance_id"].as_str().unwrap()).unwrap();
-        Self { stage: Arc::clone(stage), id, instance, child, beats }
+        Self { stage: Arc::clone(stage), id, instance, child, beats, log }
+    }
+
+    /// The next line of its log.
+    pub(crate) async fn log_line(&mut self) -> String {
+        self.log.as_mut().unwrap().next_line().await.unwrap().expect("it logs on")
     }
 
     pub(crate) async fn ask(&self, verb: AgentVerb, body: Value) -> Value {

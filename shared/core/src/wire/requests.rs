@@ -70,7 +70,7 @@ pub struct TerminateReply {
 }
 
 /// Why an instance is told goodbye.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GoodbyeReason {
     /// A newer instance of the same agent is there.
@@ -83,6 +83,9 @@ pub enum GoodbyeReason {
     Drain,
     /// Start again.
     Restart,
+    /// Whoever said it named no reason.
+    #[default]
+    Unknown,
 }
 
 /// What is to become of the work in flight.
@@ -102,6 +105,7 @@ pub enum InFlight {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Goodbye {
     /// Why.
+    #[serde(default)]
     pub reason: GoodbyeReason,
     /// How long the drain may take.
     pub deadline_ms: u64,
