@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::effect::Reach;
 use crate::probe::Prober;
-use crate::probe::scheduler::Scheduler;
+use crate::probe::scheduler::{Bounds, Scheduler, raise_file_limit};
 use crate::shell::{Ears, INPUTS, Input, LoopError, Shell, follow};
 use crate::{agents_file, api, losses};
 use rollcall_control::Guard;
@@ -23,18 +23,20 @@ const TRY_AGAIN: Duration = Duration::from_millis(500);
 const SAY_AGAIN_TRIES: u32 = 10;
 /// How long what is under way may take to finish at the end.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Open files that a process may have at the least, where the system does not tell.
+const FILES_ASSUMED: u64 = 1024;
 
 /// Runs a health-prober until the shutdown.
 ///
 /// # Errors
 /// Streams that are not as they must be, and whatever else no waiting can heal.
 pub async fn run(context: Context) -> anyhow::Result<()> {
-    raise_file_limit();
+    let bounds = bounds();
     let bus = context.connect_bus().await?;
     let config = Config::from(context.settings.as_ref());
     let mut result = Ok(());
     while !context.shutdown.is_cancelled() {
-        result = Box::pin(life(&context, &bus, &config)).await;
+        result = Box::pin(life(&context, &bus, &config, bounds)).await;
         match &result {
             Err(error)
                 if matches!(
@@ -53,7 +55,7 @@ pub async fn run(context: Context) -> anyhow::Result<()> {
 }
 
 /// One fold of the log, from its beginning to the shutdown or to the end of that log.
-async fn life(context: &Context, bus: &Bus, config: &Config) -> anyhow::Result<()> {
+async fn life(context: &Context, bus: &Bus, config: &Config, bounds: Bounds) -> anyhow::Result<()> {
     context.readiness.set("replay", false);
     streams_exist(context, bus).await?;
     if context.shutdown.is_cancelled() {
@@ -79,7 +81,7 @@ async fn life(context: &Context, bus: &Bus, config: &Config) -> anyhow::Result<(
     let losing = tokio::spawn(losses::follow(reach.log.clone(), reach.subjects.clone(), sender.clone()));
     let filing =
         config.agents_file.clone().map(|path| tokio::spawn(agents_file::follow(path, sender.clone())));
-    let (scheduler, stop_probes) = probes(config, &reach, &sender);
+    let (scheduler, stop_probes) = probes(config, bounds, &reach, &sender);
     let shell = Shell::new(config, scheduler, reach, sender);
     // While requests are drained the loop goes on turning, since it answers them.
     let drained = CancellationToken::new();
@@ -100,10 +102,15 @@ async fn life(context: &Context, bus: &Bus, config: &Config) -> anyhow::Result<(
 }
 
 /// Starts the probes; they end with the token.
-fn probes(config: &Config, reach: &Reach, inputs: &mpsc::Sender<Input>) -> (Scheduler, CancellationToken) {
+fn probes(
+    config: &Config,
+    bounds: Bounds,
+    reach: &Reach,
+    inputs: &mpsc::Sender<Input>,
+) -> (Scheduler, CancellationToken) {
     let bus = Some((reach.bus.clone(), reach.subjects.clone()));
     let prober = Prober::new(Guard::new(config.allow_cidrs.clone()), bus, config.probe_timeout);
-    let (scheduler, stop) = (Scheduler::new(config.probe_interval), CancellationToken::new());
+    let (scheduler, stop) = (Scheduler::new(config.probe_interval, bounds), CancellationToken::new());
     let inputs = inputs.clone();
     tokio::spawn(scheduler.clone().run(prober, stop.clone(), move |report| {
         let inputs = inputs.clone();
@@ -115,15 +122,28 @@ fn probes(config: &Config, reach: &Reach, inputs: &mpsc::Sender<Input>) -> (Sche
     (scheduler, stop)
 }
 
-/// Probes need a file handle each, and the usual soft limit is far below the hard one.
-fn raise_file_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
-        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+/// What may be under way at once with the files that may be open here; says so if that is less than it could be.
+fn bounds() -> Bounds {
+    let files = raise_file_limit().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit of open files can't be raised");
+        FILES_ASSUMED
     });
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files could not be raised");
+    let bounds = Bounds::within(files);
+    let Bounds { total: probes, per_host: probes_per_host, warm: connections_kept } = bounds;
+    if bounds == Bounds::FULL {
+        tracing::info!(files, probes, probes_per_host, connections_kept, "limit of open files");
+    } else {
+        let wanted = Bounds::FILES;
+        tracing::warn!(
+            files,
+            wanted,
+            probes,
+            probes_per_host,
+            connections_kept,
+            "the limit of open files is low: fewer agents are probed at once"
+        );
     }
+    bounds
 }
 
 /// Waits for the log, and makes sure that it is as it must be.

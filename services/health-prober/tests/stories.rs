@@ -316,6 +316,32 @@ async fn a_probe_degrades_and_both_channels_together_are_silence() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_down_on_every_channel_is_not_probed_again_for_every_heartbeat_that_it_misses() {
+    let stage = Stage::open().await;
+    let endpoint = Endpoint::start().await;
+    endpoint.answer("500 Internal Server Error");
+    // No probe is due by itself while this runs, not even of what has just failed.
+    let settings = [
+        ("ROLLCALL_ALLOW_CIDRS", "127.0.0.0/8"),
+        ("ROLLCALL_PROBE_INTERVAL_MS", "60000"),
+        ("ROLLCALL_PROBE_TIMEOUT_MS", "500"),
+        ("ROLLCALL_FORGET_AFTER_MS", "10000"),
+    ];
+    let prober = stage.prober_with(&settings).await;
+    let mut only = beat("i1", 1);
+    only["probe"] = json!({ "kind": "http", "url": endpoint.url() });
+    stage.beat("a1", only).await;
+    stage.until("a1", "agent.error").await;
+    let down = endpoint.connections();
+    assert!((2..=6).contains(&down), "by itself, and because heartbeats did not come: {down} times");
+    stage.until("a1", "agent.gone").await;
+    // The error itself may have led to one more.
+    let more = endpoint.connections() - down;
+    assert!(more <= 1, "probed {more} times while it was down");
+    prober.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agents_url_does_not_lead_inside_unless_allowed() {
     let stage = Stage::open().await;
     let endpoint = Endpoint::start().await;

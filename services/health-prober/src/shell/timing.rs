@@ -67,8 +67,11 @@ impl Shell {
         }
         if entry.known.agent.status != Some(Status::Gone) && entry.known.beats() && !deaf {
             let interval = interval_ms(&entry.known, &entry.live, &self.policy);
+            let before = entry.live.beat.fails;
             entry.live.miss(floor, interval, now);
-            if entry.live.beat.fails > 0 && entry.work.probed {
+            // While it is news. What is down is left to the plan, which probes it more and more seldom.
+            let news = entry.live.beat.fails > before && before < self.policy.failure_threshold;
+            if news && entry.work.probed {
                 self.scheduler.suspect(index);
             }
             self.ask_at_the_edge(index, interval, now);
