@@ -9,7 +9,6 @@ use rollcall_core::subject::Subjects;
 use rollcall_core::wire::Endpoint;
 use rollcall_core::{AgentId, InstanceId};
 use rollcall_nats::Bus;
-use tokio_rustls::TlsConnector;
 
 use crate::detector::Cause;
 use rollcall_control::{Guard, Trust};
@@ -24,9 +23,13 @@ mod mcp;
 mod nats;
 pub mod scheduler;
 mod tcp;
+mod tls;
 
 pub use dial::{Resolve, SystemResolver};
 pub use exchange::Warm;
+pub use tls::Roots;
+
+use tls::Tls;
 
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +77,7 @@ pub struct Prober {
     /// How names become addresses.
     pub resolver: Arc<dyn Resolve>,
     /// Checks certificates.
-    pub tls: TlsConnector,
+    tls: Tls,
     /// For `nats` probes.
     pub bus: Option<(Bus, Subjects)>,
     /// Time one probe may take.
@@ -84,11 +87,11 @@ pub struct Prober {
 impl Prober {
     /// Probes that resolve names as this machine does.
     #[must_use]
-    pub fn new(guard: Guard, bus: Option<(Bus, Subjects)>, timeout: Duration) -> Self {
+    pub fn new(guard: Guard, roots: Roots, bus: Option<(Bus, Subjects)>, timeout: Duration) -> Self {
         Self {
             guard: Arc::new(guard),
             resolver: Arc::new(SystemResolver::default()),
-            tls: dial::tls(),
+            tls: Tls::new(roots),
             bus,
             timeout,
         }

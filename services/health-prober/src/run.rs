@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::effect::Reach;
-use crate::probe::Prober;
 use crate::probe::scheduler::{Bounds, Scheduler, raise_file_limit};
+use crate::probe::{Prober, Roots};
 use crate::shell::{Ears, INPUTS, Input, LoopError, Shell, follow};
 use crate::{agents_file, api, losses};
 use rollcall_control::Guard;
@@ -109,7 +109,8 @@ fn probes(
     inputs: &mpsc::Sender<Input>,
 ) -> (Scheduler, CancellationToken) {
     let bus = Some((reach.bus.clone(), reach.subjects.clone()));
-    let prober = Prober::new(Guard::new(config.allow_cidrs.clone()), bus, config.probe_timeout);
+    let guard = Guard::new(config.allow_cidrs.clone());
+    let prober = Prober::new(guard, Roots::of_this_machine(), bus, config.probe_timeout);
     let (scheduler, stop) = (Scheduler::new(config.probe_interval, bounds), CancellationToken::new());
     let inputs = inputs.clone();
     tokio::spawn(scheduler.clone().run(prober, stop.clone(), move |report| {

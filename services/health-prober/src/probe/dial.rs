@@ -1,18 +1,15 @@
-//! From a host to a connection: resolve, check, connect to the very address that was checked, TLS.
+//! From a host to a connection: resolve, check, connect to the very address that was checked.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{CertificateError, ClientConfig, Error as TlsError, RootCertStore, crypto};
 use url::{Host, Url};
 
+use super::tls::Inside;
 use super::{Checked, Found, Prober, blame};
 use crate::detector::Cause;
 use rollcall_control::Trust;
@@ -52,27 +49,6 @@ impl Resolve for SystemResolver {
 /// A byte stream, encrypted or not.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-/// Trusts the roots that come with us. Offers no ALPN; gRPC over TLS sets its own.
-pub(super) fn tls() -> TlsConnector {
-    TlsConnector::from(Arc::new(client_config(&[])))
-}
-
-/// As [`tls`], for HTTP/2.
-pub(super) fn tls_http2() -> TlsConnector {
-    TlsConnector::from(Arc::new(client_config(&[b"h2"])))
-}
-
-fn client_config(protocols: &[&[u8]]) -> ClientConfig {
-    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let mut config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks the default versions of TLS")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-    config
-}
 
 /// Where a URL leads.
 #[derive(Debug, Clone)]
@@ -161,28 +137,12 @@ impl Prober {
         &self,
         place: &Place,
         trust: Trust,
-        tls: &TlsConnector,
+        inside: Inside,
     ) -> Result<Box<dyn Stream>, Found> {
         let stream = self.connect(place, trust).await?;
         if !place.secure {
             return Ok(Box::new(stream));
         }
-        let name = match place.literal {
-            Some(literal) => ServerName::IpAddress(literal.into()),
-            None => ServerName::try_from(place.host.clone())
-                .map_err(|_| Found::Skipped(format!("{} is no name for TLS", place.host)))?,
-        };
-        let stream = tls.connect(name, stream).await.map_err(|error| blame_tls(&error))?;
-        Ok(Box::new(stream))
-    }
-}
-
-fn blame_tls(error: &io::Error) -> Found {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
-        Some(TlsError::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        )) => Found::bad(Cause::Identity, format!("its certificate is for somebody else: {error}")),
-        Some(_) => Found::bad(Cause::Tls, format!("tls: {error}")),
-        None => blame(error, "tls"),
+        Ok(Box::new(self.tls.connect(place, stream, inside).await?))
     }
 }

@@ -10,6 +10,7 @@ use hyper_util::rt::TokioIo;
 use url::Url;
 
 use super::dial::{Place, place};
+use super::tls::{Inside, blame_stream};
 use super::{Found, Prober, Target};
 use crate::detector::Cause;
 
@@ -121,7 +122,7 @@ impl Prober {
             keep(warm, sender, &answer);
             return Ok(answer);
         }
-        let stream = self.dial(&place, target.trust, &self.tls).await?;
+        let stream = self.dial(&place, target.trust, Inside::Http1).await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| blame_http(&error))?;
         tokio::spawn(async move {
@@ -216,10 +217,7 @@ pub(super) fn blame_http(error: &hyper::Error) -> Found {
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
         if let Some(io) = inner.downcast_ref::<std::io::Error>() {
-            if io.get_ref().is_some_and(|inner| inner.is::<tokio_rustls::rustls::Error>()) {
-                return Found::bad(Cause::Tls, format!("tls: {io}"));
-            }
-            return super::blame(io, "http");
+            return blame_stream(io, "http");
         }
         source = inner.source();
     }

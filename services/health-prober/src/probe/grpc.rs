@@ -8,8 +8,9 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE, USER_AGENT};
 use hyper::{Method, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
-use super::dial::{Place, place, tls_http2};
+use super::dial::{Place, place};
 use super::exchange::{AGENT_NAME, blame_http};
+use super::tls::Inside;
 use super::{Found, Prober, Target, Warm};
 use crate::detector::Cause;
 
@@ -31,7 +32,7 @@ pub(super) async fn probe(prober: &Prober, target: &Target, _: &mut Warm) -> Fou
 }
 
 async fn check(prober: &Prober, target: &Target, place: &Place, service: &str) -> Result<Found, Found> {
-    let stream = prober.dial(place, target.trust, &tls_http2()).await?;
+    let stream = prober.dial(place, target.trust, Inside::Http2).await?;
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
         .await
         .map_err(|error| blame_http(&error))?;

@@ -9,8 +9,9 @@ use http_body_util::StreamBody;
 use hyper::body::Frame;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 /// An HTTP/1.1 answer of one piece.
 pub(super) fn plain(status: &str, body: &str) -> Vec<u8> {
@@ -51,6 +52,7 @@ type Answerer = dyn Fn(&str) -> Vec<u8> + Send + Sync;
 
 enum Manner {
     Answer(Arc<Answerer>),
+    Secure(TlsAcceptor, Arc<Answerer>),
     Close,
     Hang,
 }
@@ -58,6 +60,14 @@ enum Manner {
 impl Server {
     pub(super) async fn answering(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
         Self::start(Manner::Answer(Arc::new(answer))).await
+    }
+
+    /// As [`Server::answering`], inside TLS.
+    pub(super) async fn secure(
+        tls: TlsAcceptor,
+        answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(Manner::Secure(tls, Arc::new(answer))).await
     }
 
     /// Takes connections and closes them.
@@ -86,6 +96,16 @@ impl Server {
                     Manner::Answer(answer) => {
                         tokio::spawn(serve(stream, Arc::clone(answer), Arc::clone(&requests)));
                     }
+                    Manner::Secure(tls, answer) => {
+                        let (tls, answer, requests) =
+                            (tls.clone(), Arc::clone(answer), Arc::clone(&requests));
+                        tokio::spawn(async move {
+                            // Whoever does not like our certificate goes away here.
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, answer, requests).await;
+                            }
+                        });
+                    }
                     Manner::Close => drop(stream),
                     Manner::Hang => held.push(stream),
                 }
@@ -111,7 +131,11 @@ impl Server {
     }
 }
 
-async fn serve(mut stream: TcpStream, answer: Arc<Answerer>, requests: Arc<Mutex<Vec<String>>>) {
+async fn serve(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    answer: Arc<Answerer>,
+    requests: Arc<Mutex<Vec<String>>>,
+) {
     let mut buffer = Vec::new();
     loop {
         let mut chunk = [0; 4096];
@@ -159,30 +183,54 @@ pub(super) async fn grpc(status: &'static str, serving: Option<u8>) -> u16 {
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| async move {
-                assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
-                assert_eq!(request.headers()["content-type"], "application/grpc");
-                let mut frames = Vec::new();
-                if let Some(serving) = serving {
-                    let mut data = BytesMut::new();
-                    data.put_u8(0);
-                    data.put_u32(2);
-                    data.put_slice(&[0x08, serving]);
-                    frames.push(Ok::<_, Infallible>(Frame::data(data.freeze())));
-                }
-                let mut trailers = hyper::HeaderMap::new();
-                trailers.insert("grpc-status", status.parse().unwrap());
-                frames.push(Ok(Frame::trailers(trailers)));
-                let body = StreamBody::new(futures_util::stream::iter(frames));
-                let mut response = hyper::Response::new(body);
-                response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
-                Ok::<_, Infallible>(response)
-            });
+            tokio::spawn(serve_grpc(stream, status, serving));
+        }
+    });
+    port
+}
+
+/// As [`grpc`], inside TLS.
+pub(super) async fn secure_grpc(tls: TlsAcceptor) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let tls = tls.clone();
             tokio::spawn(async move {
-                let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                let _ = connection.serve_connection(TokioIo::new(stream), service).await;
+                if let Ok(stream) = tls.accept(stream).await {
+                    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+                    serve_grpc(stream, "0", Some(1)).await;
+                }
             });
         }
     });
     port
+}
+
+async fn serve_grpc(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    status: &'static str,
+    serving: Option<u8>,
+) {
+    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| async move {
+        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+        assert_eq!(request.headers()["content-type"], "application/grpc");
+        let mut frames = Vec::new();
+        if let Some(serving) = serving {
+            let mut data = BytesMut::new();
+            data.put_u8(0);
+            data.put_u32(2);
+            data.put_slice(&[0x08, serving]);
+            frames.push(Ok::<_, Infallible>(Frame::data(data.freeze())));
+        }
+        let mut trailers = hyper::HeaderMap::new();
+        trailers.insert("grpc-status", status.parse().unwrap());
+        frames.push(Ok(Frame::trailers(trailers)));
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        let mut response = hyper::Response::new(body);
+        response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        Ok::<_, Infallible>(response)
+    });
+    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let _ = connection.serve_connection(TokioIo::new(stream), service).await;
 }
