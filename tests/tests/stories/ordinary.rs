@@ -10,6 +10,28 @@ fn id(reply: &Value) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_time_limit_is_its_own_else_its_agents_else_the_default() {
+    let fleet = Fleet::start().await;
+    let patient = ScriptedAgent::start_with(&fleet.bus, "patient", 2, json!({"timeout_ms": 70_000})).await;
+    let plain = ScriptedAgent::start(&fleet.bus, "plain", 1).await;
+    for (agent, asked, limit) in [
+        (&patient, json!({"agent_id": "patient", "timeout_ms": 50_000}), 50_000),
+        (&patient, json!({"agent_id": "patient"}), 70_000),
+        (&plain, json!({"agent_id": "plain"}), 600_000),
+    ] {
+        fleet.status(asked["agent_id"].as_str().expect("an id"), "connected", SOON).await;
+        let execution = id(&fleet.submit(asked).await);
+        agent.given(&execution).await;
+        assert_eq!(agent.request(&execution).expect("it was dispatched")["timeout_ms"], limit);
+        let dispatched = fleet.event(&execution, "execution.dispatched", SOON).await;
+        assert_eq!(dispatched["data"]["timeout_ms"], limit);
+        agent.report(&execution, 1, "completed", json!({})).await;
+        fleet.state(&execution, "completed", SOON).await;
+    }
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn work_is_submitted_dispatched_and_completed() {
     let fleet = Fleet::start().await;
     let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
