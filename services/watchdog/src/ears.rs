@@ -7,7 +7,10 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt};
 use rollcall_core::wire::Heartbeat;
-use rollcall_nats::{Message, Subscriber};
+use rollcall_nats::{
+    Message, Subscriber,
+    canary::{CANARY_TIMEOUT, comes_back},
+};
 use rollcall_service::LoopBeat;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -16,8 +19,6 @@ use crate::shared::Shared;
 
 /// Heartbeats that are taken under one lock.
 const BATCH_MAX: usize = 256;
-/// How long a message of our own may take through the bus.
-pub const CANARY_TIMEOUT: Duration = Duration::from_secs(2);
 /// The loop shows that it lives this often without any heartbeat.
 const IDLE_BEAT: Duration = Duration::from_secs(1);
 
@@ -71,7 +72,7 @@ pub async fn canary(shared: &Shared) -> bool {
             return true;
         }
         let number = ears.begun.fetch_add(1, Ordering::AcqRel) + 1;
-        if shared.bus.flush().await.is_err() {
+        if !comes_back(&shared.bus).await {
             return false;
         }
         ears.drained().await;

@@ -5,9 +5,15 @@ use std::{sync::Arc, time::Duration};
 use rollcall_core::{
     AgentId, Clock as _, ExecutionId, InstanceId, Timestamp, event::SystemEventKind, execution::Execution,
 };
-use rollcall_nats::isolation;
+use rollcall_nats::{
+    canary::{BLIND_INTERVAL, CANARY_INTERVAL, CANARY_TIMEOUT},
+    isolation,
+};
 use rollcall_service::LoopHealth;
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -19,10 +25,6 @@ use crate::{
     zombie::{ClaimFacts, ClaimVerdict, Known, judge_claim, retry_pause_ms},
 };
 
-/// Time between two canaries while we see.
-const CANARY_INTERVAL: Duration = Duration::from_secs(5);
-/// Time between two tries to open our eyes.
-const BLIND_INTERVAL: Duration = Duration::from_millis(100);
 /// Zombies and greetings that are under way at once.
 const ERRANDS_MAX: usize = 64;
 /// Greetings that wait; more are forgotten: the instance is then known to answer only once it was asked otherwise.
@@ -44,10 +46,28 @@ pub async fn watch_self(
     let mut epoch = link.borrow_and_update().epoch;
     let mut last_health = *loop_health.borrow_and_update();
     shared.with(|world, _| world.sight.set_connected(true));
+    let mut saw = false;
+    let mut next_at = Instant::now();
     loop {
-        let blind = shared.with(|world, _| world.sight.since().is_none());
+        let (blind, trouble) =
+            shared.with(|world, _| (world.sight.since().is_none(), world.sight.trouble().as_str()));
         metrics::gauge!("rollcall_watchdog_sees").set(if blind { 0.0 } else { 1.0 });
-        let pause = if blind { BLIND_INTERVAL } else { CANARY_INTERVAL };
+        if blind && saw {
+            tracing::warn!(why = trouble, "evidence is void until a message of our own comes back");
+            next_at = Instant::now();
+        }
+        saw = !blind;
+        // Whatever else happens is noticed while a canary is on its way, above all what it would be late to tell.
+        let look = async {
+            tokio::time::sleep_until(next_at).await;
+            if blind {
+                open_eyes(&shared, &mut seen).await;
+                BLIND_INTERVAL
+            } else {
+                prove(&shared).await;
+                CANARY_INTERVAL
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => return,
             changed = link.changed() => {
@@ -63,19 +83,15 @@ pub async fn watch_self(
                 });
                 epoch = now.epoch;
             }
+            // Something else than us made us blind.
+            () = shared.blinded.notified() => {}
             Ok(()) = drops.changed() => shared.with(|world, _| world.void(Void::Dropped)),
             Ok(()) = loop_health.changed() => {
                 let health = *loop_health.borrow_and_update();
                 suspect_loop(&shared, &last_health, &health);
                 last_health = health;
             }
-            () = tokio::time::sleep(pause) => {
-                if blind {
-                    open_eyes(&shared, &mut seen).await;
-                } else {
-                    prove(&shared).await;
-                }
-            }
+            pause = look => next_at = Instant::now() + pause,
         }
     }
 }
@@ -99,7 +115,6 @@ fn suspect_loop(shared: &Shared, before: &LoopHealth, now: &LoopHealth) {
 /// While we see: the proof that we still do.
 async fn prove(shared: &Shared) {
     if shared.bus.is_connected() && !ears::canary(shared).await {
-        tracing::warn!("our own message did not come back through the bus: evidence is void until one does");
         shared.with(|world, _| world.void(Void::CanaryLost));
     }
 }
@@ -111,7 +126,7 @@ async fn open_eyes(shared: &Shared, seen: &mut watch::Receiver<u64>) {
         return;
     }
     let Ok(last) = shared.log.last_seq().await else { return };
-    let read = tokio::time::timeout(ears::CANARY_TIMEOUT, seen.wait_for(|seen| *seen >= last))
+    let read = tokio::time::timeout(CANARY_TIMEOUT, seen.wait_for(|seen| *seen >= last))
         .await
         .is_ok_and(|r| r.is_ok());
     if !read || !ears::canary(shared).await {

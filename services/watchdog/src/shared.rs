@@ -22,6 +22,8 @@ pub struct Shared {
     world: Mutex<World>,
     /// The scheduler waits on it.
     pub wake: Notify,
+    /// The sentry waits on it.
+    pub blinded: Notify,
     /// The connection.
     pub bus: Bus,
     /// The event log.
@@ -50,6 +52,7 @@ impl Shared {
         Arc::new(Self {
             world: Mutex::new(World::new(settings.as_ref().into())),
             wake: Notify::new(),
+            blinded: Notify::new(),
             bus: bus.clone(),
             log: EventLog::new(bus),
             reports: Reports::new(bus),
@@ -68,15 +71,18 @@ impl Shared {
         self.clock.now()
     }
 
-    /// Looks at or changes the world; wakes the scheduler if something became due.
+    /// Looks at or changes the world; wakes the scheduler if something became due, and the sentry if we went blind.
     pub fn with<R>(&self, act: impl FnOnce(&mut World, Timestamp) -> R) -> R {
         // A panic inside leaves single values behind, no broken structure: the world goes on.
         let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
         let result = act(&mut world, self.clock.now());
-        let woken = std::mem::take(&mut world.woken);
+        let (woken, blinded) = (std::mem::take(&mut world.woken), std::mem::take(&mut world.blinded));
         drop(world);
         if woken {
             self.wake.notify_one();
+        }
+        if blinded {
+            self.blinded.notify_one();
         }
         result
     }

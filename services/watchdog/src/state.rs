@@ -5,7 +5,10 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use rollcall_core::{
-    AgentId, ExecutionId, InstanceId, Timestamp, agent::Agent, agent::Status, execution::Execution,
+    AgentId, ExecutionId, InstanceId, Timestamp,
+    agent::{Agent, Status},
+    execution::Execution,
+    gaps::{Gaps, Steps},
 };
 
 use crate::{
@@ -85,11 +88,13 @@ pub struct AgentEntry {
     pub held: HashSet<ExecutionId>,
     /// Its instances' lists.
     pub claims: Vec<Claims>,
+    /// How its heartbeats are numbered.
+    pub steps: Steps,
 }
 
 impl AgentEntry {
     fn new(id: AgentId) -> Self {
-        Self { agent: Agent::unknown(id), held: HashSet::new(), claims: Vec::new() }
+        Self { agent: Agent::unknown(id), held: HashSet::new(), claims: Vec::new(), steps: Steps::default() }
     }
 
     /// The lists of this instance.
@@ -175,6 +180,9 @@ pub struct World {
     resumed_at: Timestamp,
     postponed: HashSet<ExecutionId>,
     in_grace: VecDeque<(Timestamp, ExecutionId)>,
+    gaps: Gaps,
+    /// We went blind: the sentry has to be told.
+    pub blinded: bool,
     /// Something is due now: the scheduler has to be told.
     pub woken: bool,
 }
@@ -205,6 +213,8 @@ impl World {
             resumed_at: Timestamp::default(),
             postponed: HashSet::new(),
             in_grace: VecDeque::new(),
+            gaps: Gaps::default(),
+            blinded: false,
             woken: false,
         }
     }
@@ -413,6 +423,7 @@ impl World {
     /// Something made evidence void.
     pub fn void(&mut self, trouble: Void) {
         self.sight.void(trouble);
+        self.blinded = true;
     }
 
     /// A canary sent in `epoch` came back and all before it was read. If sight begins with it, every clock does.
@@ -422,7 +433,9 @@ impl World {
         }
         for entry in self.agents.values_mut() {
             entry.claims.iter_mut().for_each(Claims::void);
+            entry.steps.forget();
         }
+        self.gaps.restart(now);
         self.settle_postponed(now);
         true
     }

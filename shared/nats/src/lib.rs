@@ -9,6 +9,7 @@
 
 pub mod api;
 pub mod bus;
+pub mod canary;
 pub mod inbox;
 pub mod isolation;
 mod js;

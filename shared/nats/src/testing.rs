@@ -125,6 +125,28 @@ impl NatsServer {
         self.end(Signal::SIGKILL)
     }
 
+    /// Has it stand still: connections stay, and nothing passes.
+    ///
+    /// # Errors
+    /// See [`TestServerError`].
+    pub fn freeze(&self) -> Result<(), TestServerError> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// See [`TestServerError`].
+    pub fn thaw(&self) -> Result<(), TestServerError> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), TestServerError> {
+        let Some(child) = &self.child else { return Ok(()) };
+        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        Ok(kill(Pid::from_raw(pid), signal).map_err(io::Error::from)?)
+    }
+
     /// Starts it again on the same port and store. It must not be running.
     ///
     /// # Errors
@@ -197,9 +219,8 @@ impl NatsServer {
     }
 
     fn end(&mut self, signal: Signal) -> Result<(), TestServerError> {
+        self.signal(signal)?;
         let Some(mut child) = self.child.take() else { return Ok(()) };
-        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-        kill(Pid::from_raw(pid), signal).map_err(io::Error::from)?;
         let deadline = Instant::now() + DEADLINE;
         while child.try_wait()?.is_none() {
             if Instant::now() > deadline {

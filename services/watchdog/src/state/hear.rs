@@ -12,6 +12,7 @@ use rollcall_core::{
 use super::{AgentEntry, Ended, INSTANCES_MAX, World};
 use crate::{
     claims::{Claims, Expectation},
+    sight::Void,
     zombie::Known,
 };
 
@@ -98,13 +99,23 @@ impl World {
         };
         let registry = entry.agent.control().is_some();
         let Some(claims) = entry.claims.get_mut(at) else { return };
+        // While we are blind nothing is known to have come before it.
+        let before = (claims.seq != 0 && self.sight.since().is_some()).then_some(claims.seq);
         if !claims.beat(beat, now) {
             self.counters.beats_ignored += 1;
             return;
         }
         self.counters.beats += 1;
+        let hole = self.gaps.hear(&mut entry.steps, before, beat.seq, now);
         // With `control` the registry replaces the list.
-        if registry || claims.list_again(&beat.executions, now) {
+        let known = registry || claims.list_again(&beat.executions, now);
+        if hole {
+            metrics::counter!("rollcall_heartbeat_gaps_total").increment(1);
+            if self.gaps.take_suspicion() {
+                self.void(Void::Gaps);
+            }
+        }
+        if known {
             return;
         }
         let mut owned = Vec::with_capacity(beat.executions.len());
@@ -160,7 +171,7 @@ impl World {
     fn compare(&mut self, agent: &str, at: usize, owned: &[OwnedClaim], now: Timestamp) {
         let grace_ms = self.config.limits.dispatch_grace_ms;
         let Some(entry) = self.agents.get_mut(agent) else { return };
-        let AgentEntry { agent: known, held, claims } = entry;
+        let AgentEntry { agent: known, held, claims, .. } = entry;
         let Some(claims) = claims.get_mut(at) else { return };
         let instance = claims.instance.clone();
         let expected = Expected {

@@ -98,12 +98,17 @@ impl Fleet {
         self.settings.insert(name, value.to_owned());
     }
 
-    /// Starts a watchdog and waits until it is ready and sees.
-    pub async fn watchdog(&self) -> Dog {
+    /// What a watchdog gets.
+    pub fn context(&self) -> Context {
         let environment =
             self.settings.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
         let settings = Settings::load_from("watchdog", environment).unwrap().settings;
-        let context = Context::for_tests(watchdog::PROGRAM, settings);
+        Context::for_tests(watchdog::PROGRAM, settings)
+    }
+
+    /// Starts a watchdog and waits until it is ready and sees.
+    pub async fn watchdog(&self) -> Dog {
+        let context = self.context();
         let (stop, readiness) = (context.shutdown.clone(), context.readiness.clone());
         let task = tokio::spawn(watchdog::run(context));
         tokio::time::timeout(PATIENCE, readiness.ready()).await.unwrap();

@@ -7,6 +7,7 @@
 mod cycles;
 mod harness;
 mod http;
+mod sentry;
 
 use std::{cell::RefCell, collections::BTreeMap};
 
