@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::decide::Wish;
 use crate::effect::Reach;
-use crate::shell::Input;
+use crate::shell::{Input, SightView};
 use crate::view::AgentView;
 
 /// Drain time of a goodbye that names none.
@@ -63,6 +63,9 @@ pub(crate) struct Listing {
     pub(crate) agents: Vec<AgentView>,
     /// Pass it as `after` for the rest.
     pub(crate) next: Option<String>,
+    /// False: silence of heartbeats counts for nothing now.
+    pub(crate) sees: bool,
+    pub(crate) sight: SightView,
 }
 
 /// Answers requests until the handle is drained.

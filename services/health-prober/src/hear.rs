@@ -59,8 +59,8 @@ pub fn hear(
             fleet.find_or_add(&id).map_err(|full| ApiError::unavailable(full.to_string()))?
         }
     };
-    let floor = fleet.floor;
-    let Some(entry) = fleet.get_mut(index) else { return Ok((None, Heard::Steady)) };
+    let (floor, deaf) = (fleet.floor, fleet.deaf);
+    let Some((entry, gaps)) = fleet.get_with_gaps(index) else { return Ok((None, Heard::Steady)) };
     let (known, live) = (&mut entry.known, &mut entry.live);
     if live.instance.as_ref().is_none_or(|instance| instance.as_str() != beat.instance_id) {
         let instance = beat.instance()?;
@@ -84,17 +84,17 @@ pub fn hear(
         compare(live, &known.agent, &beat)?;
     }
     live.recount(floor);
+    let before = live.heard_at.filter(|at| *at >= floor && !deaf).map(|_| live.seq);
+    let hole = gaps.hear(&mut live.steps, before, beat.seq, now);
     live.seq = beat.seq;
     let announced = is_leaving(beat.state) && announce(live, &beat);
     work_seen(live, &beat, policy, now);
     let was = live.beat.grade;
     live.beaten(now, policy.successes(known.agent.flapping));
     let steady = live.settled && !announced && was == Grade::Good;
-    if steady {
-        return Ok((Some(index), Heard::Steady));
-    }
-    live.settled = false;
-    Ok((Some(index), Heard::News))
+    live.settled = steady;
+    fleet.holes += u64::from(hole);
+    Ok((Some(index), if steady { Heard::Steady } else { Heard::News }))
 }
 
 /// Notes a changed description of itself; the same one costs a hash.

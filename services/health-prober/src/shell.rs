@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use rollcall_core::agent::Status;
+use rollcall_core::sight::Void;
 use rollcall_core::time::{Clock, SystemClock};
 use rollcall_core::wire::Goodbye;
 use rollcall_core::{AgentId, InstanceId, Timestamp};
@@ -25,11 +26,14 @@ use crate::probe::scheduler::{Report, Scheduler};
 use crate::state::{Fleet, Index, PingOutcome};
 use crate::timers::Timers;
 
+mod hearing;
 mod intake;
 mod probing;
 mod requests;
 mod steps;
 mod timing;
+
+pub(crate) use hearing::SightView;
 
 /// Inputs from tasks that may wait; each task is bounded by permits of its own, so this is never the narrow place.
 pub(crate) const INPUTS: usize = 1024;
@@ -64,6 +68,8 @@ pub(crate) enum Input {
     Ask(Ask),
     /// An agent lost work.
     Lost(crate::losses::Loss),
+    /// A message of our own is back, or lost.
+    Canary(hearing::Canary),
     /// A probe has ended.
     Probed(Report),
     /// The agents file was read.
@@ -117,6 +123,7 @@ pub(crate) struct Shell {
     judge_after: Timestamp,
     /// Since when nothing is judged.
     held_since: Option<Timestamp>,
+    hearing: hearing::Hearing,
     /// Stalls and clock jumps that were acted upon.
     disturbances: LoopHealth,
     scheduler: Scheduler,
@@ -187,6 +194,7 @@ impl Shell {
             ready: false,
             judge_after: Timestamp::default(),
             held_since: None,
+            hearing: hearing::Hearing::default(),
             disturbances: LoopHealth::default(),
             scheduler,
             probe_timeout: config.probe_timeout,
@@ -215,6 +223,7 @@ impl Shell {
         let mut last_tick = Instant::now();
         let mut ticks: u32 = 0;
         let mut last_link = *ears.link.borrow_and_update();
+        self.link_is(last_link);
         let mut end: Option<Instant> = None;
         loop {
             let idle = self.appends == 0 && self.backlog.is_empty() && drained.is_cancelled();
@@ -234,7 +243,7 @@ impl Shell {
                     let Some(batch) = batch else { return Err(LoopError::Closed) };
                     self.fold(&batch?, context);
                 }
-                Some(input) = ears.inputs.recv() => self.take(input),
+                Some(input) = ears.inputs.recv() => self.take(input, &mut ears.beats),
                 changed = ears.link.changed() => {
                     if changed.is_err() {
                         return Err(LoopError::Closed);
@@ -245,7 +254,7 @@ impl Shell {
                 }
                 Ok(()) = ears.drops.changed() => {
                     ears.drops.borrow_and_update();
-                    self.void("messages were dropped before we read them");
+                    self.void(Void::Dropped);
                 }
                 Ok(()) = ears.health.changed() => {
                     let health = *ears.health.borrow_and_update();
@@ -256,11 +265,9 @@ impl Shell {
                     let late = last_tick.elapsed().saturating_sub(TICK);
                     last_tick = Instant::now();
                     self.stalled(late);
-                    if !self.hear_waiting(&mut ears.beats, rollcall_nats::bus::SUBSCRIPTION_CAPACITY) {
-                        // More than the buffer holds came while we read it: some may be lost.
-                        self.void("heartbeats come faster than they are read");
-                    }
+                    self.hear_all(&mut ears.beats);
                     self.go_off();
+                    self.canary_if_due();
                     ticks = ticks.wrapping_add(1);
                     if ticks.is_multiple_of(GAUGES_INTERVAL_TICKS) {
                         self.gauge();
@@ -334,6 +341,7 @@ impl Shell {
         let now = self.clock.now();
         self.fleet.restart_clocks(now);
         tracing::info!(agents = self.fleet.len(), "the log is read, every clock starts now");
+        self.listen_up();
         for index in 0..Index::try_from(self.fleet.len()).unwrap_or(Index::MAX) {
             self.sync_probe(index);
             self.rearm(index);
@@ -343,8 +351,9 @@ impl Shell {
         }
     }
 
-    fn take(&mut self, input: Input) {
+    fn take(&mut self, input: Input, beats: &mut Subscriber) {
         match input {
+            Input::Canary(canary) => self.canary_ended(canary, beats),
             Input::Appended { index, step, outcome } => self.appended(index, *step, outcome),
             Input::Pinged { index, instance, k, from, outcome } => {
                 self.pings -= 1;
@@ -370,7 +379,7 @@ impl Shell {
         }
     }
 
-    fn gauge(&self) {
+    fn gauge(&mut self) {
         for status in Status::ALL {
             #[expect(clippy::cast_precision_loss, reason = "a gauge")]
             metrics::gauge!("rollcall_agents", "status" => status.as_str())
@@ -378,6 +387,10 @@ impl Shell {
         }
         #[expect(clippy::cast_precision_loss, reason = "a gauge")]
         metrics::gauge!("rollcall_appends_waiting").set(self.backlog.len() as f64);
+        let holes = std::mem::take(&mut self.fleet.holes);
+        if holes > 0 {
+            metrics::counter!("rollcall_heartbeat_gaps_total").increment(holes);
+        }
     }
 
     /// Publishes an answer without ever waiting for room.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use rollcall_core::agent::{Agent, Status};
 use rollcall_core::event::{AgentEvent, RecoveryReason};
+use rollcall_core::gaps::Gaps;
 use rollcall_core::{AgentId, Timestamp};
 
 mod live;
@@ -234,6 +235,10 @@ pub struct Fleet {
     pub deaf: bool,
     /// When the link came back the last time.
     pub reconnected_at: Option<Timestamp>,
+    /// Holes in the numbers of heartbeats, of many agents at once.
+    pub gaps: Gaps,
+    /// Holes that nobody has counted yet.
+    pub holes: u64,
 }
 
 /// There is no room for another agent.
@@ -292,6 +297,11 @@ impl Fleet {
         self.entries.get_mut(index as usize)
     }
 
+    /// One agent, and what its heartbeats' numbers are compared in.
+    pub fn get_with_gaps(&mut self, index: Index) -> Option<(&mut Entry, &mut Gaps)> {
+        self.entries.get_mut(index as usize).map(|entry| (entry, &mut self.gaps))
+    }
+
     /// All agents with their places, in the order they were heard of.
     pub fn iter(&self) -> impl Iterator<Item = (Index, &Entry)> {
         (0..).zip(self.entries.iter())
@@ -341,5 +351,6 @@ impl Fleet {
     /// Evidence from before `now` is void: every clock starts again.
     pub fn restart_clocks(&mut self, now: Timestamp) {
         self.floor = self.floor.max(now);
+        self.gaps.restart(now);
     }
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "stories/hearing.rs"]
+mod hearing;
 #[path = "stories/stage.rs"]
 mod stage;
 

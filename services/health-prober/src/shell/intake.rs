@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use rollcall_core::sight::Void;
 use rollcall_core::time::Clock;
 use rollcall_core::wire::{ApiError, Goodbye, GoodbyeReason, HeartbeatReply, InFlight};
 use rollcall_core::{InstanceId, Timestamp};
@@ -62,7 +63,11 @@ impl Shell {
         }
         let agent = self.reach.subjects.agent_of_heartbeat(&message.subject).unwrap_or_default();
         let now = self.clock.now();
-        match hear(&mut self.fleet, agent, &message.payload, &self.policy, now) {
+        let heard = hear(&mut self.fleet, agent, &message.payload, &self.policy, now);
+        if self.fleet.gaps.take_suspicion() {
+            self.void(Void::Gaps);
+        }
+        match heard {
             Ok((Some(index), Heard::Steady)) => {
                 if let Some(reply) = reply {
                     self.reply_now(index, reply, now);

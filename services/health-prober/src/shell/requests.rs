@@ -134,6 +134,6 @@ impl Shell {
             agents.push(view);
         }
         let next = agents.last().filter(|_| more).map(|last: &AgentView| last.agent_id.clone());
-        Listing { agents, next }
+        Listing { agents, next, sees: self.hearing.hears(), sight: self.hearing.view() }
     }
 }

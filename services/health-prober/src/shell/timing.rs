@@ -1,4 +1,4 @@
-//! What happens because nothing happened: missed heartbeats, edge pings, deadlines; and our own disturbances.
+//! What happens because nothing happened: missed heartbeats, edge pings, deadlines.
 //!
 //! How edge pings map to the contract's counting: failure k falls by itself at (k + 0.5) intervals of silence. At
 //! (k + 0.2) the instance is pinged. "No responders", from an instance that answered before and not around a reconnect,
@@ -6,21 +6,20 @@
 //! a failure of its own, so `error` does not come sooner than the threshold says by more than the 0.3. An answer vouches
 //! for the process while failure k is the last one: `degraded` instead of `disconnected`. At the threshold it vouches no
 //! more: whoever answers pings and does not beat is `error{protocol}`, so that the deferral has a bound.
-
-use std::time::Duration;
+//!
+//! A failure of silence counts only as far as it is proven: once a canary that was sent after the failure fell is back
+//! and every heartbeat before it was read.
 
 use rollcall_core::agent::Status;
 use rollcall_core::time::Clock;
 use rollcall_core::wire::{Goodbye, GoodbyeReason, InFlight};
 use rollcall_core::{InstanceId, Timestamp};
-use rollcall_nats::Link;
-use rollcall_service::LoopHealth;
 
 use super::intake::GOODBYE_DEADLINE_MS;
-use super::{HOLD_MAX_MS, Input, STALL, STALL_VOID, Shell};
+use super::{HOLD_MAX_MS, Input, Shell};
 use crate::detector::Cause;
 use crate::state::{
-    Answers, Entry, INTRODUCTIONS_MAX, Index, PingOutcome, edge_after_ms, interval_ms, miss_after_ms,
+    Answers, Entry, INTRODUCTIONS_MAX, Index, PingOutcome, edge_after_ms, interval_ms, miss_after_ms, misses,
 };
 
 /// Pings in flight at once; more are left out, heartbeats decide then.
@@ -39,6 +38,7 @@ impl Shell {
         if !self.ready || self.holds(now) {
             return;
         }
+        self.look_at_proven(now);
         while let Some((at, index)) = self.timers.pop_due(now) {
             let Some(entry) = self.fleet.get_mut(index) else { continue };
             if entry.work.armed != Some(at) {
@@ -59,7 +59,7 @@ impl Shell {
         now.since_ms(*self.held_since.get_or_insert(now)) < HOLD_MAX_MS
     }
 
-    fn look_at(&mut self, index: Index, now: Timestamp) {
+    pub(super) fn look_at(&mut self, index: Index, now: Timestamp) {
         let (floor, deaf) = (self.fleet.floor, self.fleet.deaf);
         let Some(entry) = self.fleet.get_mut(index) else { return };
         if entry.work.retry_at.is_some_and(|at| at <= now) {
@@ -68,7 +68,12 @@ impl Shell {
         if entry.known.agent.status != Some(Status::Gone) && entry.known.beats() && !deaf {
             let interval = interval_ms(&entry.known, &entry.live, &self.policy);
             let before = entry.live.beat.fails;
-            entry.live.miss(floor, interval, now);
+            entry.live.miss(floor, interval, self.hearing.proven_at.min(now));
+            let missed = misses(now.since_ms(entry.live.counted_from), interval);
+            // Beyond the threshold nothing depends on one more.
+            if missed > entry.live.beat.fails && entry.live.beat.fails < self.policy.failure_threshold {
+                self.hearing.unproven.push(index);
+            }
             // While it is news. What is down is left to the plan, which probes it more and more seldom.
             let news = entry.live.beat.fails > before && before < self.policy.failure_threshold;
             if news && entry.work.probed {
@@ -250,7 +255,7 @@ impl Shell {
         }
         let from = live.silent_from(self.fleet.floor);
         let elapsed = now.since_ms(from);
-        let missed = crate::state::misses(elapsed, interval);
+        let missed = misses(elapsed, interval);
         if missed >= self.policy.failure_threshold {
             // As bad as it gets: only being forgotten is left, and a clock that was started again.
             return now.plus_ms(interval.saturating_mul(u64::from(self.policy.failure_threshold)));
@@ -265,61 +270,5 @@ impl Shell {
             }
         };
         from.plus_ms(miss.min(edge))
-    }
-
-    /// Everything seen until now counts for nothing.
-    pub(super) fn void(&mut self, why: &str) {
-        if !self.ready {
-            return;
-        }
-        metrics::counter!("rollcall_evidence_void_total").increment(1);
-        tracing::warn!(why, "evidence is void, every clock starts again");
-        self.fleet.restart_clocks(self.clock.now());
-    }
-
-    pub(super) fn link_changed(&mut self, before: Link, link: Link) {
-        self.fleet.deaf = !link.connected;
-        if link.connected && (link.epoch != before.epoch || !before.connected) {
-            self.fleet.reconnected_at = Some(self.clock.now());
-            self.void("the connection to nats was cut");
-        }
-    }
-
-    /// The lag monitor has seen something.
-    pub(super) fn disturbed(&mut self, health: LoopHealth) {
-        let before = std::mem::replace(&mut self.disturbances, health);
-        if health.stalls > before.stalls
-            && let Some(stall) = health.last_stall
-        {
-            self.stalled(stall.lasted);
-        }
-        if health.jumps > before.jumps {
-            self.jumped();
-        }
-    }
-
-    /// We did not turn for `late`.
-    pub(super) fn stalled(&mut self, late: Duration) {
-        if late < STALL {
-            return;
-        }
-        if late >= STALL_VOID {
-            self.void("the event loop stalled");
-        }
-        let hold = u64::try_from(late.min(STALL_VOID).as_millis()).unwrap_or(u64::MAX);
-        self.judge_after = self.judge_after.max(self.clock.now().plus_ms(hold));
-    }
-
-    /// The wall clock was set: times from before can't be compared with times from now on.
-    fn jumped(&mut self) {
-        self.clock.resync();
-        let now = self.clock.now();
-        self.judge_after = now;
-        self.fleet.rebase(now);
-        self.timers = crate::timers::Timers::default();
-        self.void("the wall clock jumped");
-        for index in 0..Index::try_from(self.fleet.len()).unwrap_or(Index::MAX) {
-            self.rearm(index);
-        }
     }
 }

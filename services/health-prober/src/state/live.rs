@@ -2,6 +2,7 @@
 
 use rollcall_core::agent::Status;
 use rollcall_core::event::{AgentEvent, Profile};
+use rollcall_core::gaps::Steps;
 use rollcall_core::wire::{AgentState, Endpoint};
 use rollcall_core::{InstanceId, Timestamp};
 
@@ -109,6 +110,8 @@ pub struct Live {
     pub probe: Option<Box<ProbeSeen>>,
     /// Nothing is to be decided until something else is heard.
     pub settled: bool,
+    /// How its heartbeats are numbered.
+    pub steps: Steps,
 }
 
 impl Live {
@@ -154,7 +157,14 @@ impl Live {
 
     /// Starts over with another instance.
     pub fn meet(&mut self, instance: InstanceId, now: Timestamp) {
-        *self = Self { instance: Some(instance), anchor: now, claims_since: now, ..Self::default() };
+        *self = Self {
+            instance: Some(instance),
+            anchor: now,
+            claims_since: now,
+            // Its agent is counted once, whatever instances it goes through.
+            steps: self.steps,
+            ..Self::default()
+        };
     }
 
     /// From when silence counts.

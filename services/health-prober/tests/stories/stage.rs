@@ -174,6 +174,19 @@ impl Stage {
         }
     }
 
+    /// Waits until the list of agents is as wanted.
+    pub(crate) async fn until_agents(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let answer = self.api("agents", json!({})).await;
+            if wanted(&answer) {
+                return answer;
+            }
+            assert!(Instant::now() < end, "the agents are not as wanted: {answer}");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// Writes into the log that the agent lost an execution.
     pub(crate) async fn lose(&self, agent: &str, number: u32, reason: &str) {
         let (execution, id) = (format!("e{number}"), uuid::Uuid::now_v7().to_string());
