@@ -381,6 +381,18 @@ impl Fleet {
         Ok(waits)
     }
 
+    /// A metric without labels as a service shows it, if it does.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn metric(&self, name: &str, metric: &str) -> Result<Option<f64>, String> {
+        let address = self.admin_address(name).ok_or_else(|| "no admin address yet".to_owned())?;
+        let answer = reqwest::get(format!("http://{address}/metrics")).await.map_err(|e| e.to_string())?;
+        let text = answer.text().await.map_err(|e| e.to_string())?;
+        let line = text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+        Ok(line.and_then(|value| value.trim().parse().ok()))
+    }
+
     /// Waits for an event of an execution by its type without prefix, and returns the first.
     pub async fn event(&self, id: &str, kind: &str, within: Duration) -> Value {
         let wanted = format!("rollcall.{kind}");

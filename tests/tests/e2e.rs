@@ -5,6 +5,7 @@ mod stories {
     mod attacks;
     mod bad_input;
     mod crashes;
+    mod deaf;
     mod judgement;
     mod mass_failure;
     mod ordinary;
