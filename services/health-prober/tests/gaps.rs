@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use health_prober::config::Policy;
 use health_prober::hear::{Heard, hear};
-use health_prober::state::{Entry, Fleet};
+use health_prober::state::Fleet;
 use rollcall_core::Timestamp;
 use rollcall_core::gaps::{STEADY_STEPS, WINDOW_MS};
 use serde_json::json;

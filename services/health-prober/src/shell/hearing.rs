@@ -147,10 +147,7 @@ impl Shell {
         self.hearing.proven_at = canary.sent_at;
         self.hearing.fresh = true;
         if self.hearing.sight.proven(canary.epoch, now) {
-            tracing::info!(
-                after = self.hearing.sight.trouble().as_str(),
-                "we hear: every clock starts again"
-            );
+            tracing::info!(after = self.hearing.sight.trouble().as_str(), "we see: every clock starts again");
             self.fleet.restart_clocks(now);
             self.show_hearing();
         }
