@@ -45,6 +45,18 @@ fn the_defaults_are_the_protocols() {
     }
 }
 
+/// What the systems before this one did by default, to the second.
+#[test]
+fn the_times_that_others_kept_are_the_defaults() {
+    let settings = load(&[]).unwrap().settings;
+    let minutes = |n: u64| Duration::from_secs(n * 60);
+    assert_eq!(settings.probe_interval, Duration::from_secs(30));
+    assert_eq!((settings.dispatch_grace, settings.lost_after), (minutes(1), minutes(1)));
+    assert_eq!((settings.default_timeout, settings.stale_after), (minutes(15), minutes(120)));
+    assert_eq!((settings.cycle_interval, settings.audit_interval), (minutes(1) / 2, minutes(1) / 2));
+    assert_eq!(settings.forget_after, minutes(24 * 60));
+}
+
 #[test]
 fn all_that_is_wrong_is_named_at_once_with_value_and_reason() {
     let error = load(&[

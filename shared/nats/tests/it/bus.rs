@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{DEADLINE, fleet, soon};
 
-fn options(url: &str) -> BusOptions {
+pub(crate) fn options(url: &str) -> BusOptions {
     BusOptions { url: url.to_owned(), prefix: "t".to_owned(), ..BusOptions::default() }
 }
 

@@ -1,7 +1,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use rollcall_nats::{Bus, Delivery, Reports, WorkConsumer, WorkOptions};
+use tokio_util::sync::CancellationToken;
 
 use crate::{fleet, reconnected, soon};
 
@@ -102,6 +104,57 @@ async fn stopping_gives_back_what_was_fetched_ahead() {
     }
     assert!(started.elapsed() < Duration::from_secs(10), "waited for the ack wait: {:?}", started.elapsed());
     assert_eq!(left(&bus).await, 0);
+}
+
+/// A request for work can't be taken back: what is sent for it after its owner is gone would wait for its ack wait.
+#[tokio::test]
+async fn a_request_for_work_stands_for_seconds_only() {
+    let (server, bus, _log) = fleet().await;
+    let watcher = server.bus("t").await;
+    let mut asked = watcher.subscribe("$JS.API.CONSUMER.MSG.NEXT.T_REPORTS.dispatcher").await.unwrap();
+    watcher.flush().await.unwrap();
+    let mut work = consumer(&bus);
+    let waiting = tokio::spawn(async move { drop(work.next().await) });
+    let request = soon(asked.next()).await.unwrap();
+    let request: serde_json::Value = serde_json::from_slice(&request.payload).unwrap();
+    let stands = Duration::from_nanos(request["expires"].as_u64().unwrap());
+    assert!(stands > Duration::ZERO && stands <= Duration::from_secs(5), "{request}");
+    waiting.abort();
+}
+
+/// The client's own drain may come back while acknowledgements are still in its buffers. Here the process "ends" when ours
+/// has come back: its runtime is gone, and with it whatever was not sent.
+#[tokio::test]
+async fn what_was_acknowledged_before_a_drain_is_acknowledged_when_it_returns() {
+    const PIECES: usize = 500;
+    let (server, bus, _log) = fleet().await;
+    for n in 0..PIECES {
+        report(&bus, n).await;
+    }
+    let url = server.url();
+    let process = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let life = process.spawn(async move {
+        let bus = Bus::connect(crate::bus::options(&url), CancellationToken::new()).await.unwrap();
+        let options = WorkOptions { prefetch: PIECES, ..WorkOptions::default() };
+        let mut work = Reports::new(&bus).work("dispatcher", options);
+        let mut taken = Vec::new();
+        for _ in 0..PIECES {
+            taken.push(next(&mut work).await);
+        }
+        work.stop().await;
+        for delivery in taken {
+            delivery.ack().await.unwrap();
+        }
+        bus.drain(Duration::from_secs(5)).await
+    });
+    assert!(soon(life).await.unwrap(), "it says that all has arrived");
+    process.shutdown_background();
+    soon(async {
+        while left(&bus).await > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
