@@ -477,3 +477,32 @@ async fn what_the_log_does_not_take_is_kept_and_tried_again() {
     assert_eq!(stage.types("a2").await, ["agent.registered", "agent.connected"]);
     prober.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_gone_is_probed_no_more() {
+    let stage = Stage::open().await;
+    let (left, stays) = (Endpoint::start().await, Endpoint::start().await);
+    let settings = [
+        ("ROLLCALL_ALLOW_CIDRS", "127.0.0.0/8"),
+        ("ROLLCALL_PROBE_INTERVAL_MS", "1000"),
+        ("ROLLCALL_PROBE_TIMEOUT_MS", "500"),
+    ];
+    let prober = stage.prober_with(&settings).await;
+    let probe = |endpoint: &Endpoint| json!({ "probe": { "kind": "http", "url": endpoint.url() } });
+    let keep = (
+        stage.keep_beating_with("left", "i1", probe(&left)),
+        stage.keep_beating_with("stays", "i1", probe(&stays)),
+    );
+    for agent in ["left", "stays"] {
+        stage.until_view(agent, |view| view["probe"]["last_result"] == "ok").await;
+    }
+    drop(keep.0);
+    let mut last = beat("i1", 1_000_000);
+    last["state"] = json!("gone");
+    assert_eq!(stage.beat("left", last).await["status"], "gone");
+    // One may have been under way.
+    let (before, others) = (left.requests() + 1, stays.requests());
+    stage.until_view("stays", |_| stays.requests() >= others + 4).await;
+    assert!(left.requests() <= before, "{} probes, {before} before it went", left.requests());
+    prober.stop().await;
+}

@@ -356,6 +356,27 @@ fn four_falls_are_flapping_once_and_then_it_takes_more_to_be_believed() {
 }
 
 #[test]
+fn a_new_instance_answers_for_no_fall_of_the_old_one() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    let mut seq = 1;
+    for _ in 0..FLAP_FALLS {
+        lab.pass(1500);
+        for _ in 0..6 {
+            seq += 1;
+            lab.beat("i1", seq, "");
+        }
+    }
+    assert!(lab.known().agent.flapping);
+    lab.beat("i2", 1, "");
+    assert!(!lab.known().agent.flapping, "its mark goes with it");
+    // One fall of its own: it is believed again after two successes, as anybody is.
+    assert_eq!(lab.pass(1500), ["agent.disconnected"]);
+    assert_eq!(lab.beat("i2", 2, ""), [""; 0]);
+    assert_eq!(lab.beat("i2", 3, ""), ["agent.connected"]);
+}
+
+#[test]
 fn losing_work_again_and_again_is_quarantined_and_lifted() {
     let mut lab = Lab::new();
     lab.beat("i1", 1, "");

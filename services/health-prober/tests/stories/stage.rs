@@ -329,6 +329,7 @@ pub(crate) struct Endpoint {
     port: u16,
     status: Arc<Mutex<String>>,
     connections: Arc<AtomicUsize>,
+    requests: Arc<AtomicUsize>,
 }
 
 impl Endpoint {
@@ -338,16 +339,19 @@ impl Endpoint {
             port: listener.local_addr().unwrap().port(),
             status: Arc::new(Mutex::new("200 OK".to_owned())),
             connections: Arc::default(),
+            requests: Arc::default(),
         };
         let (status, connections) = (Arc::clone(&endpoint.status), Arc::clone(&endpoint.connections));
+        let requests = Arc::clone(&endpoint.requests);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 connections.fetch_add(1, Ordering::SeqCst);
-                let status = Arc::clone(&status);
+                let (status, requests) = (Arc::clone(&status), Arc::clone(&requests));
                 tokio::spawn(async move {
                     let mut request = [0; 4096];
                     // A request of a probe fits one segment.
                     while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                        requests.fetch_add(1, Ordering::SeqCst);
                         let answer =
                             format!("HTTP/1.1 {}\r\nContent-Length: 2\r\n\r\n{{}}", status.lock().unwrap());
                         if stream.write_all(answer.as_bytes()).await.is_err() {
@@ -366,6 +370,10 @@ impl Endpoint {
 
     pub(crate) fn answer(&self, status: &str) {
         status.clone_into(&mut self.status.lock().unwrap());
+    }
+
+    pub(crate) fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
     }
 
     pub(crate) fn connections(&self) -> usize {
