@@ -11,4 +11,5 @@ mod stories {
     mod ordinary;
     mod recovery;
     mod simulated;
+    mod slots;
 }

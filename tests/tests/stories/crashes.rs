@@ -235,7 +235,7 @@ async fn flush(server: &RedisServer) {
 }
 
 /// One inline command.
-async fn redis(server: &RedisServer, command: &str) {
+pub(crate) async fn redis(server: &RedisServer, command: &str) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let url = server.url();
     let path = url.trim_start_matches("redis+unix://").trim_start_matches("unix://").to_owned();
