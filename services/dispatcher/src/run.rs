@@ -20,6 +20,9 @@ const TRY_AGAIN: Duration = Duration::from_millis(500);
 const SAY_AGAIN_TRIES: u32 = 10;
 /// How often Redis is asked whether it is there.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
+/// A loop that does not turn for so long is wedged. One append goes on trying for 15 s, and it may have to be
+/// followed by effects in Redis.
+const LOOP_LIMIT: Duration = Duration::from_secs(60);
 /// How long what is under way may take to finish at the end.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -79,20 +82,25 @@ async fn life(context: &Context, bus: &Bus, capacity: &RedisCapacity) -> anyhow:
         readiness.set("replay", true);
         start(context, &dispatcher).await;
         let reports = tokio::spawn(Arc::clone(&dispatcher).take_reports());
-        tokio::join!(
-            Arc::clone(&dispatcher).expire_queued(),
-            Arc::clone(&dispatcher).audit_at_intervals(),
-            watch_redis(context, capacity, &cancel),
-        );
-        // Takes no more reports once it has ended; those under way are settled by `finish`.
-        let _ = reports.await;
+        let expiry = context.register_loop("expiry", LOOP_LIMIT);
+        let rest = async {
+            tokio::join!(
+                Arc::clone(&dispatcher).expire_queued(expiry),
+                Arc::clone(&dispatcher).audit_at_intervals(),
+                watch_redis(context, capacity, &cancel),
+            );
+            Ok(())
+        };
+        // Takes no more reports once it has ended; those under way are settled by `finish`. Should it panic, so do we:
+        // a dispatcher that takes no reports must not look well.
+        tokio::try_join!(reports, rest).map(|_| ())
     };
     let result = tokio::select! {
         ended = &mut following => match ended {
             Ok(ended) => ended.map_err(anyhow::Error::from),
             Err(panicked) => Err(panicked.into()),
         },
-        () = working => Ok(()),
+        worked = working => worked.map_err(anyhow::Error::from),
     };
     cancel.cancel();
     api.drain(FINISH_TIMEOUT).await;

@@ -19,6 +19,7 @@ use rollcall_core::{
     subject::Subjects,
 };
 use rollcall_nats::{Bus, Entry, Payloads, Reports, TailError, WorkConsumer, WorkOptions};
+use rollcall_service::LoopBeat;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -264,7 +265,7 @@ impl Dispatcher {
     }
 
     /// Ends what has waited too long.
-    pub(crate) async fn expire_queued(self: Arc<Self>) {
+    pub(crate) async fn expire_queued(self: Arc<Self>, alive: LoopBeat) {
         let mut ticks = tokio::time::interval(EXPIRY_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
@@ -272,8 +273,10 @@ impl Dispatcher {
                 _ = ticks.tick() => {}
                 () = self.cancel.cancelled() => return,
             }
+            alive.beat();
             let now = self.ledger.now();
             for id in self.ledger.read(|p| p.expired(now, EXPIRY_BATCH)) {
+                alive.beat();
                 match self.ledger.decide(&id, |e| e.expire(now)).await {
                     Ok(change) => self.carry_out(&change).await,
                     Err(DecideError::Refused(_)) => {}
