@@ -83,24 +83,20 @@ async fn life(context: &Context, bus: &Bus, capacity: &RedisCapacity) -> anyhow:
         start(context, &dispatcher).await;
         let reports = tokio::spawn(Arc::clone(&dispatcher).take_reports());
         let expiry = context.register_loop("expiry", LOOP_LIMIT);
-        let rest = async {
-            tokio::join!(
-                Arc::clone(&dispatcher).expire_queued(expiry),
-                Arc::clone(&dispatcher).audit_at_intervals(),
-                watch_redis(context, capacity, &cancel),
-            );
-            Ok(())
-        };
-        // Takes no more reports once it has ended; those under way are settled by `finish`. Should it panic, so do we:
-        // a dispatcher that takes no reports must not look well.
-        tokio::try_join!(reports, rest).map(|_| ())
+        tokio::join!(
+            Arc::clone(&dispatcher).expire_queued(expiry),
+            Arc::clone(&dispatcher).audit_at_intervals(),
+            watch_redis(context, capacity, &cancel),
+        );
+        // Takes no more reports once it has ended; those under way are settled by `finish`. (A panic ends the process.)
+        let _ = reports.await;
     };
     let result = tokio::select! {
         ended = &mut following => match ended {
             Ok(ended) => ended.map_err(anyhow::Error::from),
             Err(panicked) => Err(panicked.into()),
         },
-        worked = working => worked.map_err(anyhow::Error::from),
+        () = working => Ok(()),
     };
     cancel.cancel();
     api.drain(FINISH_TIMEOUT).await;
