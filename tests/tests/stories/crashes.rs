@@ -202,7 +202,7 @@ async fn whatever_redis_got_wrong_is_repaired_and_told() {
 }
 
 /// A repair of this kind is in the log and in the metrics.
-async fn told(fleet: &Fleet, kind: &str) {
+pub(crate) async fn told(fleet: &Fleet, kind: &str) {
     let event = until(&format!("a repair: {kind}"), SOON, || async {
         let events = fleet.events_of("system.slot_leak_repaired").await;
         let of_kind = |e: &&Value| e["data"]["findings"][kind].as_u64().is_some_and(|count| count > 0);

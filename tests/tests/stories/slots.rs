@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 use e2e::{
     Fleet, OnDispatch, ScriptedAgent,
     fleet::{Options, SOON},
-    until,
 };
 use serde_json::{Value, json};
 
-use super::crashes::redis;
+use super::crashes::{redis, told};
 
 /// Nobody audits by himself within a story.
 const NEVER_MS: u64 = 3_600_000;
@@ -49,34 +48,6 @@ async fn ended(fleet: &Fleet, agent: &ScriptedAgent) -> String {
     work
 }
 
-/// Waits until a repair of this kind was said.
-async fn repaired(fleet: &Fleet, kind: &str) {
-    until(&format!("a repair of what was {kind}"), SOON, || async {
-        let said = fleet.events_of("system.slot_leak_repaired").await;
-        if said.iter().any(|event| event["data"]["findings"][kind] == 1) { Ok(()) } else { Err(said) }
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_slot_of_nothing_is_given_back_and_one_that_was_forgotten_is_noted_again() {
-    let fleet = Fleet::start().await;
-    let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
-    fleet.status("a", "connected", SOON).await;
-    let done = ended(&fleet, &agent).await;
-    leak(&fleet, &done).await;
-    // The only slot is held by what has ended, until the audit comes by.
-    let work = id(&fleet.submit(json!({"agent_id": "a"})).await);
-    agent.given(&work).await;
-    fleet.state(&work, "running", SOON).await;
-    repaired(&fleet, "leaked").await;
-    forget(&fleet, &work).await;
-    repaired(&fleet, "missing").await;
-    let next = fleet.submit(json!({"agent_id": "a"})).await;
-    assert_eq!(next["state"], "queued", "the slot is held again: {next}");
-    fleet.audit().await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_crash_left_is_put_right_before_anything_is_admitted() {
     let mut fleet = Fleet::start_with(Options::default().env("ROLLCALL_AUDIT_INTERVAL_MS", NEVER_MS)).await;
@@ -112,16 +83,7 @@ async fn work_that_waits_beside_a_free_slot_is_let_in_at_once_and_that_is_said()
     let freed = Instant::now();
     agent.given(&id(&waits)).await;
     assert!(freed.elapsed() < SEEN_WITHIN, "after {:?}", freed.elapsed());
-    until("the dispatcher to say so", SOON, || async {
-        let output = fleet.services["dispatcher"].output();
-        let address = fleet.admin_address("dispatcher").ok_or("no admin address yet")?;
-        let page = reqwest::get(format!("http://{address}/metrics")).await.map_err(|e| e.to_string())?;
-        let counted = page.text().await.map_err(|e| e.to_string())?.lines().any(|line| {
-            line.starts_with("rollcall_audit_findings_total{kind=\"idle\"}") && !line.ends_with(" 0")
-        });
-        if counted && output.contains("work waited beside a free slot") { Ok(()) } else { Err(output) }
-    })
-    .await;
+    told(&fleet, "idle").await;
     fleet.audit().await;
 }
 
@@ -131,12 +93,12 @@ async fn a_new_instance_is_offered_what_the_old_one_refused() {
     let old = ScriptedAgent::start(&fleet.bus, "a", 1).await;
     fleet.status("a", "connected", SOON).await;
     old.on_dispatch(OnDispatch::Refuse("at_capacity".into()));
-    let work = fleet.submit(json!({"agent_id": "a"})).await;
-    assert_eq!(work["state"], "queued", "{work}");
+    let work = id(&fleet.submit(json!({"agent_id": "a"})).await);
+    fleet.state(&work, "queued", SOON).await;
     // No heartbeat of the old one will ever say that it may be asked again.
     old.vanish().await;
     let new = ScriptedAgent::start(&fleet.bus, "a", 1).await;
-    new.given(&id(&work)).await;
-    fleet.state(&id(&work), "running", SOON).await;
+    new.given(&work).await;
+    fleet.state(&work, "running", SOON).await;
     fleet.audit().await;
 }
