@@ -153,9 +153,10 @@ fn status(known: &Known, live: &Live, policy: &Policy, now: Timestamp) -> Option
         Health::Disconnected(_) => (fresh || agent.status != Some(Status::Disconnected))
             .then(|| AgentEvent::Disconnected(changed(known, live, health.reason(), now))),
         Health::Error(cause) => {
-            let news = fresh
-                || agent.status != Some(Status::Error)
-                || agent.error_code.as_deref() != Some(cause.code());
+            // Two probers may see different causes; each says its own once, and again when it has changed.
+            let differs = agent.error_code.as_deref() != Some(cause.code());
+            let argues = differs && live.overruled != Some(live.causes());
+            let news = fresh || agent.status != Some(Status::Error) || argues;
             news.then(|| AgentEvent::Error(error(known, live, cause, now)))
         }
     }

@@ -5,7 +5,7 @@
 //! its channels. `Void` counts for nothing in either direction.
 
 use rollcall_core::agent::Status;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What was seen on a channel, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Cause {
 }
 
 /// How a channel stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Grade {
     /// Nothing was seen yet that counts.
@@ -150,6 +150,16 @@ impl Channel {
         if self.grade != Grade::Bad || self.goods >= successes {
             self.grade = grade;
             self.cause = None;
+        }
+    }
+
+    /// Another prober saw it like this. Only the grade is taken over: failures of several would add up.
+    pub const fn agree(&mut self, grade: Grade) {
+        match grade {
+            Grade::Unknown => {}
+            Grade::Good | Grade::Slow => *self = Self { grade, fails: 0, goods: self.goods, cause: None },
+            Grade::Bad if matches!(self.grade, Grade::Bad) => {}
+            Grade::Bad => *self = Self::bad(),
         }
     }
 

@@ -300,6 +300,41 @@ async fn subscribers_that_come_back_miss_nothing() {
     fleet.audit().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn each_change_of_an_agent_is_said_and_logged_once_however_many_watch_it() {
+    let fleet = Fleet::start_with(e2e::fleet::Options::default().replicas("health-prober", 2)).await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    fleet.status("a", "connected", SOON).await;
+    // It answers pings and is not heard: late for each of them at its own moment, and in the end it is an error.
+    agent.beats(false);
+    fleet.status("a", "error", SOON).await;
+    agent.beats(true);
+    fleet.status("a", "connected", SOON).await;
+    let written = kinds(&fleet.agent_history("a").await);
+    let times = |kind: &str| written.iter().filter(|written| *written == kind).count();
+    assert_eq!((times("agent.error"), times("agent.connected")), (1, 2), "{written:?}");
+    assert!(times("agent.degraded") <= 1 && times("agent.disconnected") <= 1, "{written:?}");
+    let logged = until("both logs to be written", SOON, || async {
+        let mut logged = Vec::new();
+        for prober in ["health-prober", "health-prober-2"] {
+            for line in fleet.services[prober].output().lines() {
+                let line: Value = serde_json::from_str(line).unwrap_or_default();
+                if line["message"] == "agent status changed" && line["agent_id"] == "a" {
+                    logged.push(format!("agent.{}", line["status"].as_str().unwrap_or_default()));
+                }
+            }
+        }
+        if logged.len() >= written.len() - 1 { Ok(logged) } else { Err(logged) }
+    })
+    .await;
+    let sorted = |mut all: Vec<String>| {
+        all.sort();
+        all
+    };
+    assert_eq!(sorted(logged), sorted(written[1..].to_vec()));
+    fleet.audit().await;
+}
+
 /// An agent that is driven over HTTP: what it is asked, and an answer that makes every terminate succeed.
 async fn control_endpoint() -> (String, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

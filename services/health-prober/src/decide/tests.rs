@@ -5,6 +5,8 @@ use super::*;
 use crate::hear::{Heard, hear};
 use crate::state::Fleet;
 
+mod pair;
+
 /// One agent whose events are appended to a log that always takes them.
 struct Lab {
     fleet: Fleet,

@@ -227,7 +227,7 @@ fn log_transition(agent: &AgentId, status: Status, change: &StatusChanged) {
         reason = change.reason,
         by = change.by,
         code = change.code,
-        message = change.message,
+        detail = change.message,
         "agent status changed"
     );
     metrics::counter!("rollcall_agent_transitions_total", "status" => status.as_str()).increment(1);

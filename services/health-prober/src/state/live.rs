@@ -1,7 +1,7 @@
 //! What this process has seen of an agent, and how silence is counted.
 
 use rollcall_core::agent::Status;
-use rollcall_core::event::{AgentEvent, Profile};
+use rollcall_core::event::{AgentEvent, Profile, StatusChanged};
 use rollcall_core::gaps::Steps;
 use rollcall_core::wire::{AgentState, Endpoint};
 use rollcall_core::{InstanceId, Timestamp};
@@ -10,6 +10,7 @@ use super::Known;
 use crate::config::Policy;
 use crate::detector::{Cause, Channel, Channels, Evidence, Grade};
 use rollcall_control::Trust;
+use serde::Deserialize as _;
 
 /// Whether an instance answers on its `ping` subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -108,11 +109,17 @@ pub struct Live {
     pub claims_since: Timestamp,
     /// Its active probe.
     pub probe: Option<Box<ProbeSeen>>,
+    /// Another prober said last how it is in error; these were our own causes then. The same ones are no reason to
+    /// contradict it.
+    pub overruled: Option<Causes>,
     /// Nothing is to be decided until something else is heard.
     pub settled: bool,
     /// How its heartbeats are numbered.
     pub steps: Steps,
 }
+
+/// Why heartbeat and probe are bad, where they are.
+pub type Causes = (Option<Cause>, Option<Cause>);
 
 impl Live {
     /// Adjusts what was seen to what the log says now.
@@ -126,11 +133,15 @@ impl Live {
             }
             // Whatever we counted, the agent is silent by the log: from here it takes the success threshold.
             AgentEvent::Disconnected(_) | AgentEvent::Error(_) if !ours => self.become_bad(),
-            // Somebody heard it: that is as good as having heard it ourselves, once.
-            AgentEvent::Connected(_) | AgentEvent::Degraded(_) if !ours => {
-                self.anchor = self.anchor.max(time)
+            AgentEvent::Connected(change) | AgentEvent::Degraded(change) | AgentEvent::Draining(change)
+                if !ours =>
+            {
+                self.agree(change, time);
             }
             _ => {}
+        }
+        if matches!(event, AgentEvent::Error(_)) {
+            self.overruled = (!ours).then(|| self.causes());
         }
         let status = known.agent.status;
         if self.heard_at.is_none() && !ours {
@@ -141,6 +152,27 @@ impl Live {
                 self.beat = Channel::default();
             }
         }
+    }
+
+    /// Another prober's view holds until we see something ourselves. If ours held on only because it is older, the two
+    /// would contradict each other as fast as the log takes it.
+    fn agree(&mut self, change: &StatusChanged, time: Timestamp) {
+        let seen = |channel: &str| Grade::deserialize(&change.evidence[channel]["grade"]).unwrap_or_default();
+        let beat = seen("heartbeat");
+        self.beat.agree(beat);
+        if let Some(probe) = &mut self.probe {
+            probe.channel.agree(seen("probe"));
+        }
+        if beat != Grade::Bad {
+            // Somebody heard it: that is as good as having heard it ourselves, once.
+            self.anchor = self.anchor.max(time);
+        }
+    }
+
+    /// Why each channel is bad, where it is.
+    #[must_use]
+    pub fn causes(&self) -> Causes {
+        (self.beat.cause, self.probe.as_ref().and_then(|probe| probe.channel.cause))
     }
 
     fn become_bad(&mut self) {
