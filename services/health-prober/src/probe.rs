@@ -21,12 +21,13 @@ mod grpc;
 mod http;
 mod mcp;
 mod nats;
+mod resolve;
 pub mod scheduler;
 mod tcp;
 mod tls;
 
-pub use dial::{Resolve, SystemResolver};
 pub use exchange::Warm;
+pub use resolve::{Resolve, ResolveError, SystemResolver};
 pub use tls::Roots;
 
 use tls::Tls;

@@ -1,14 +1,12 @@
 //! From a host to a connection: resolve, check, connect to the very address that was checked.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use url::{Host, Url};
 
+use super::resolve::ResolveError;
 use super::tls::Inside;
 use super::{Checked, Found, Prober, blame};
 use crate::detector::Cause;
@@ -16,35 +14,8 @@ use rollcall_control::Trust;
 
 /// Addresses of one name that are tried before it is given up.
 const ADDRESSES_MAX: usize = 4;
-/// Names resolved at once: each takes a thread of the runtime's pool for as long as the name server makes it wait.
-const RESOLUTIONS_MAX: usize = 64;
-
-/// How names become addresses.
-pub trait Resolve: Send + Sync {
-    /// All addresses of a name.
-    fn resolve<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>>;
-}
-
-/// The machine's own resolver.
-#[derive(Debug)]
-pub struct SystemResolver {
-    permits: Semaphore,
-}
-
-impl Default for SystemResolver {
-    fn default() -> Self {
-        Self { permits: Semaphore::new(RESOLUTIONS_MAX) }
-    }
-}
-
-impl Resolve for SystemResolver {
-    fn resolve<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
-        Box::pin(async move {
-            let _permit = self.permits.acquire().await.map_err(io::Error::other)?;
-            Ok(tokio::net::lookup_host((host, port)).await?.collect())
-        })
-    }
-}
+/// Share of a probe's timeout within which a name must be resolved: the rest is for whoever has the name.
+const RESOLVE_SHARE: (u32, u32) = (2, 3);
 
 /// A byte stream, encrypted or not.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -97,10 +68,7 @@ impl Prober {
             self.guard.check(literal, trust).map_err(|error| refused(&error))?;
             return Ok(vec![Checked(SocketAddr::new(literal, place.port))]);
         }
-        let found =
-            self.resolver.resolve(&place.host, place.port).await.map_err(|error| {
-                Found::bad(Cause::Dns, format!("{} does not resolve: {error}", place.host))
-            })?;
+        let found = self.resolve(place).await?;
         let (mut allowed, mut why) = (Vec::new(), None);
         for address in found {
             match self.guard.check(address.ip(), trust) {
@@ -116,17 +84,42 @@ impl Prober {
         }
     }
 
-    /// Connects to the first address that takes us.
+    async fn resolve(&self, place: &Place) -> Result<Vec<SocketAddr>, Found> {
+        let host = &place.host;
+        let patience = self.timeout * RESOLVE_SHARE.0 / RESOLVE_SHARE.1;
+        match tokio::time::timeout(patience, self.resolver.resolve(host, place.port)).await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(ResolveError::Failed(error))) => {
+                Err(Found::bad(Cause::Dns, format!("{host} does not resolve: {error}")))
+            }
+            Ok(Err(error @ ResolveError::Busy)) => Err(Found::Void(format!("{host}: {error}"))),
+            Err(_) => {
+                let patience = patience.as_millis();
+                Err(Found::bad(
+                    Cause::Dns,
+                    format!("{host} does not resolve: no answer within {patience} ms"),
+                ))
+            }
+        }
+    }
+
+    /// Connects to the first address that takes us. Each of several gets its share of the time, so that one that swallows
+    /// everything does not keep us from the others.
     pub(super) async fn connect(&self, place: &Place, trust: Trust) -> Result<TcpStream, Found> {
+        let addresses = self.addresses(place, trust).await?;
+        let share = self.timeout / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
         let mut failed = None;
-        for Checked(address) in self.addresses(place, trust).await? {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
+        for Checked(address) in addresses {
+            match tokio::time::timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
                     // Small exchanges: waiting to fill a packet would only add to the latency that is measured.
                     let _ = stream.set_nodelay(true);
                     return Ok(stream);
                 }
-                Err(error) => failed = Some(blame(&error, &format!("connect to {address}"))),
+                Ok(Err(error)) => failed = Some(blame(&error, &format!("connect to {address}"))),
+                Err(_) => {
+                    failed = Some(Found::bad(Cause::Timeout, format!("connect to {address}: no answer")));
+                }
             }
         }
         Err(failed.unwrap_or_else(|| Found::bad(Cause::Dns, format!("{} has no address", place.host))))

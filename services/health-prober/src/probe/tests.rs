@@ -1,5 +1,4 @@
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,15 +14,33 @@ mod tls;
 
 use server::Server;
 
-/// Answers one name with one list of addresses after the other; the last one stays.
+/// Answers one name with one list of addresses after the other; the last one stays. Without any, no name resolves.
 struct Scripted(Mutex<VecDeque<Vec<SocketAddr>>>);
 
 impl Resolve for Scripted {
-    fn resolve<'a>(&'a self, host: &'a str, _: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+    fn resolve<'a>(&'a self, _: &'a str, _: u16) -> BoxFuture<'a, Result<Vec<SocketAddr>, ResolveError>> {
         let mut script = self.0.lock().unwrap();
         let answer = if script.len() > 1 { script.pop_front() } else { script.front().cloned() };
-        let answer = answer.ok_or_else(|| io::Error::other(format!("no such name {host}")));
+        let answer = answer.ok_or_else(|| ResolveError::Failed("no such name".to_owned()));
         Box::pin(std::future::ready(answer))
+    }
+}
+
+/// A name server that never answers.
+struct Silent;
+
+impl Resolve for Silent {
+    fn resolve<'a>(&'a self, _: &'a str, _: u16) -> BoxFuture<'a, Result<Vec<SocketAddr>, ResolveError>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// Our own limit is reached.
+struct Busy;
+
+impl Resolve for Busy {
+    fn resolve<'a>(&'a self, _: &'a str, _: u16) -> BoxFuture<'a, Result<Vec<SocketAddr>, ResolveError>> {
+        Box::pin(std::future::ready(Err(ResolveError::Busy)))
     }
 }
 
@@ -103,9 +120,49 @@ async fn causes_are_told_apart() {
     let plain = Server::answering(|_| server::plain("400 Bad Request", "")).await;
     let secure = plain.url("/").replace("http:", "https:");
     assert_eq!(cause(&probe(&prober, "http", &secure).await), Some(Cause::Tls));
+}
 
-    let nowhere = resolving(prober, &[]);
-    assert_eq!(cause(&probe(&nowhere, "http", "http://nowhere.test/").await), Some(Cause::Dns));
+#[tokio::test]
+async fn an_address_that_swallows_everything_is_a_timeout_and_hides_no_other() {
+    let swallowing = server::swallowing().await;
+    let well = Server::answering(|_| server::plain("200 OK", "")).await;
+    let mut prober = prober();
+    prober.timeout = Duration::from_millis(600);
+    for (kind, scheme) in [("http", "http"), ("tcp", "tcp"), ("grpc", "grpc")] {
+        let found = probe(&prober, kind, &format!("{scheme}://{}/", swallowing.address)).await;
+        assert_eq!(cause(&found), Some(Cause::Timeout), "{kind}: {found:?}");
+    }
+    let here = SocketAddr::new("127.0.0.1".parse().unwrap(), well.port());
+    let both = resolving(prober, &[&[swallowing.address, here]]);
+    assert_eq!(probe(&both, "http", "http://both.test/").await, Found::Good);
+}
+
+#[tokio::test]
+async fn what_does_not_resolve_is_dns_and_what_we_could_not_ask_for_is_void() {
+    let mut prober = prober();
+    prober.timeout = Duration::from_millis(300);
+    let (unknown, without) = (resolving(prober.clone(), &[]), resolving(prober.clone(), &[&[]]));
+    let (mut silent, mut busy) = (prober.clone(), prober);
+    silent.resolver = Arc::new(Silent);
+    busy.resolver = Arc::new(Busy);
+    for (kind, url) in [
+        ("http", "http://nowhere.test/"),
+        ("tcp", "tcp://nowhere.test:80"),
+        ("acp", "http://nowhere.test/"),
+        ("a2a", "http://nowhere.test/"),
+        ("mcp", "http://nowhere.test/"),
+        ("grpc", "grpc://nowhere.test/"),
+    ] {
+        for (prober, says) in
+            [(&unknown, "no such name"), (&without, "no address"), (&silent, "no answer within 200 ms")]
+        {
+            match probe(prober, kind, url).await {
+                Found::Bad(Cause::Dns, words) => assert!(words.contains(says), "{kind}: {words}"),
+                other => panic!("{kind}: {other:?}, not dns: {says}"),
+            }
+        }
+        assert!(matches!(probe(&busy, kind, url).await, Found::Void(_)), "{kind}");
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
 //! Endpoints to be probed: small servers that speak just enough.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use http_body_util::StreamBody;
@@ -10,7 +12,7 @@ use hyper::body::Frame;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 /// An HTTP/1.1 answer of one piece.
@@ -39,6 +41,27 @@ pub(super) fn events(body: &str) -> Vec<u8> {
 pub(super) async fn closed_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap().port()
+}
+
+/// An address that swallows whatever is sent to it, for as long as this lives.
+pub(super) struct Swallowing {
+    pub(super) address: SocketAddr,
+    _queued: Vec<TcpStream>,
+    _listener: TcpListener,
+}
+
+/// Nobody takes connections from its queue, and the queue is full.
+pub(super) async fn swallowing() -> Swallowing {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(50), TcpStream::connect(address)).await
+    {
+        queued.push(stream.unwrap());
+    }
+    Swallowing { address, _queued: queued, _listener: listener }
 }
 
 /// Listens on every address of this machine's loopback range.
