@@ -150,6 +150,8 @@ async fn a_bus_that_stands_still_is_noticed_and_condemns_nobody() {
     sees(0.0).await;
     fleet.nats.thaw().expect("it takes signals");
     sees(1.0).await;
+    // The test's own link may have been given up as well, and is back now.
+    fleet.status("a", "connected", SOON).await;
     // Longer than it took: whatever they would conclude, they have concluded.
     lasts("it runs, and nobody is suspected", STANDSTILL, || async {
         for kind in ["execution.recovered", "agent.disconnected", "agent.error"] {

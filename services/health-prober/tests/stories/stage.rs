@@ -21,6 +21,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long anything may take that is not itself about time.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// How long a request may take before the link itself is in doubt.
+const LINK: Duration = Duration::from_secs(1);
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -174,15 +176,18 @@ impl Stage {
         }
     }
 
-    /// Waits until the list of agents is as wanted.
+    /// Waits until the list of agents is as wanted, on a link that may be on its way back.
     pub(crate) async fn until_agents(&self, wanted: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + DEADLINE;
         loop {
-            let answer = self.api("agents", json!({})).await;
-            if wanted(&answer) {
-                return answer;
+            let answer = self.bus.request(self.subjects.api("agents"), "{}".into(), LINK).await;
+            let answer = answer.map(|answer| serde_json::from_slice::<Value>(&answer.payload).unwrap());
+            if let Ok(answer) = &answer
+                && wanted(answer)
+            {
+                return answer.clone();
             }
-            assert!(Instant::now() < end, "the agents are not as wanted: {answer}");
+            assert!(Instant::now() < end, "the agents are not as wanted: {answer:?}");
             tokio::time::sleep(LOOK).await;
         }
     }
