@@ -11,7 +11,7 @@ use rollcall_core::{AgentId, InstanceId};
 use rollcall_nats::Bus;
 
 use crate::detector::Cause;
-use rollcall_control::{Guard, Trust};
+use rollcall_control::{Guard, Trust, is_ours};
 
 mod a2a;
 mod acp;
@@ -174,19 +174,14 @@ fn host_of(target: &Target) -> String {
 /// What an I/O error says about the other side.
 fn blame(error: &std::io::Error, doing: &str) -> Found {
     use std::io::ErrorKind as Kind;
-    // Our own limits and our own network: EMFILE, ENFILE, ENOBUFS have no kind of their own.
-    const OURS: [i32; 3] = [24, 23, 105];
     let words = format!("{doing}: {error}");
-    if error.raw_os_error().is_some_and(|code| OURS.contains(&code)) {
+    if is_ours(error) {
         return Found::Void(words);
     }
     match error.kind() {
         Kind::ConnectionRefused => Found::bad(Cause::Refused, words),
         Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe | Kind::UnexpectedEof => {
             Found::bad(Cause::Reset, words)
-        }
-        Kind::NetworkUnreachable | Kind::NetworkDown | Kind::AddrNotAvailable | Kind::OutOfMemory => {
-            Found::Void(words)
         }
         // Host unreachable, timed out, and what has no name: no answer from there.
         _ => Found::bad(Cause::Timeout, words),

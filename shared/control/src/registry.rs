@@ -1,13 +1,7 @@
 //! Agents that are driven over HTTP (PROTOCOL.md 2.4): what they run, and ending something. The URL came from the
 //! agent, so the address that is really used is checked against the guard.
 
-use std::{
-    error::Error,
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{error::Error, io, net::IpAddr, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use reqwest::{
@@ -18,13 +12,13 @@ use rollcall_core::{ExecutionId, agent::Agent, wire::Endpoint};
 use rollcall_service::Cidr;
 use serde::Deserialize;
 
-use crate::{Guard, Trust};
+use crate::{Guard, Trust, is_ours, resolve};
 
 /// Largest answer of a registry, in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Idle connections that are kept per host.
 const IDLE_PER_HOST_MAX: usize = 1;
-/// Registry calls at once; those beyond it wait inside their own timeout's round.
+/// Registry calls at once; those beyond it wait, before their own time begins.
 pub const CALLS_MAX: usize = 512;
 
 /// Why a registry call failed.
@@ -100,8 +94,7 @@ impl Resolve for Guarded {
     fn resolve(&self, name: Name) -> Resolving {
         let Self { guard, trust } = self.clone();
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let addresses: Vec<SocketAddr> = found.collect();
+            let addresses = resolve(name.as_str(), 0).await?;
             // One bad address refuses the name: which one is used is not ours to choose.
             for address in &addresses {
                 guard.check(address.ip(), trust)?;
@@ -224,17 +217,6 @@ fn failed(error: &(dyn Error + 'static)) -> RegistryError {
         Some(io) if is_ours(io) => RegistryError::Ours(io.to_string()),
         _ => RegistryError::Unreachable(innermost.to_string()),
     }
-}
-
-fn is_ours(error: &io::Error) -> bool {
-    use io::ErrorKind as Kind;
-    // EMFILE, ENFILE, ENOBUFS have no kind of their own.
-    const OURS: [i32; 3] = [24, 23, 105];
-    error.raw_os_error().is_some_and(|code| OURS.contains(&code))
-        || matches!(
-            error.kind(),
-            Kind::NetworkUnreachable | Kind::NetworkDown | Kind::AddrNotAvailable | Kind::OutOfMemory
-        )
 }
 
 /// Null, malformed and empty entries are skipped.

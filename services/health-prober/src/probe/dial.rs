@@ -92,7 +92,9 @@ impl Prober {
             Ok(Err(ResolveError::Failed(error))) => {
                 Err(Found::bad(Cause::Dns, format!("{host} does not resolve: {error}")))
             }
-            Ok(Err(error @ ResolveError::Busy)) => Err(Found::Void(format!("{host}: {error}"))),
+            Ok(Err(error @ (ResolveError::Busy | ResolveError::Ours(_)))) => {
+                Err(Found::Void(format!("{host}: {error}")))
+            }
             Err(_) => {
                 let patience = patience.as_millis();
                 Err(Found::bad(
@@ -110,16 +112,18 @@ impl Prober {
         let share = self.timeout / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
         let mut failed = None;
         for Checked(address) in addresses {
-            match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            let found = match tokio::time::timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
                     // Small exchanges: waiting to fill a packet would only add to the latency that is measured.
                     let _ = stream.set_nodelay(true);
                     return Ok(stream);
                 }
-                Ok(Err(error)) => failed = Some(blame(&error, &format!("connect to {address}"))),
-                Err(_) => {
-                    failed = Some(Found::bad(Cause::Timeout, format!("connect to {address}: no answer")));
-                }
+                Ok(Err(error)) => blame(&error, &format!("connect to {address}")),
+                Err(_) => Found::bad(Cause::Timeout, format!("connect to {address}: no answer")),
+            };
+            // That we have no way to one of its addresses does not speak for the others.
+            if !(matches!(failed, Some(Found::Bad(..))) && matches!(found, Found::Void(_))) {
+                failed = Some(found);
             }
         }
         Err(failed.unwrap_or_else(|| Found::bad(Cause::Dns, format!("{} has no address", place.host))))

@@ -27,6 +27,9 @@ pub enum ResolveError {
     /// The name servers say so, or could not be asked.
     #[error("{0}")]
     Failed(String),
+    /// We could not ask.
+    #[error("could not be asked for: {0}")]
+    Ours(String),
     /// Too many names are being asked for: our own limit.
     #[error("too many names are being asked for")]
     Busy,
@@ -88,7 +91,7 @@ impl std::fmt::Debug for SystemResolver {
 impl Default for SystemResolver {
     fn default() -> Self {
         let lookup: Arc<Lookup> =
-            Arc::new(|host| Box::pin(async move { Ok(tokio::net::lookup_host((host, 0)).await?.collect()) }));
+            Arc::new(|host| Box::pin(async move { rollcall_control::resolve(&host, 0).await }));
         Self::asking(lookup, HUNG_AFTER)
     }
 }
@@ -123,7 +126,7 @@ impl SystemResolver {
             let found = looking.await;
             lock(&all).answered(&name, started.elapsed() >= hung_after);
             drop((hung, any));
-            found.map(Arc::from).map_err(|error| ResolveError::Failed(error.to_string()))
+            found.map(Arc::from).map_err(|error| why(&error))
         });
         let pending = task
             .map(|ended| ended.unwrap_or_else(|error| Err(ResolveError::Failed(error.to_string()))))
@@ -132,6 +135,11 @@ impl SystemResolver {
         names.asked.insert(host.to_owned(), pending.clone());
         pending
     }
+}
+
+fn why(error: &io::Error) -> ResolveError {
+    let words = error.to_string();
+    if rollcall_control::is_ours(error) { ResolveError::Ours(words) } else { ResolveError::Failed(words) }
 }
 
 fn lock(names: &Mutex<Names>) -> MutexGuard<'_, Names> {
@@ -176,6 +184,8 @@ mod tests {
                     match host.as_str() {
                         hanging if hanging.starts_with("hang") => release.notified().await,
                         "no" => return Err(io::Error::other("no such name")),
+                        // EMFILE: no file handle left to ask with.
+                        "handleless" => return Err(io::Error::from_raw_os_error(24)),
                         _ => {}
                     }
                     Ok(vec!["127.0.0.1:0".parse().unwrap()])
@@ -226,6 +236,8 @@ mod tests {
         assert_eq!(failed, ResolveError::Failed("no such name".to_owned()));
         assert_eq!(servers.ask("no").await.unwrap_err(), failed);
         assert_eq!(servers.asked.load(Ordering::SeqCst), 3, "nothing is remembered");
+        let ours = servers.ask("handleless").await;
+        assert!(matches!(ours, Err(ResolveError::Ours(_))), "{ours:?}");
     }
 
     #[tokio::test]

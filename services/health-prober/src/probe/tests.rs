@@ -165,6 +165,46 @@ async fn what_does_not_resolve_is_dns_and_what_we_could_not_ask_for_is_void() {
     }
 }
 
+/// Too few file handles, or no network: whatever the kind, that is no evidence.
+#[tokio::test]
+async fn our_own_limits_are_not_held_against_the_agent() {
+    for code in [24, 23, 105, 101, 99] {
+        let error = std::io::Error::from_raw_os_error(code);
+        assert!(matches!(blame(&error, "connect"), Found::Void(_)), "{error}");
+    }
+    for (code, expected) in
+        [(111, Cause::Refused), (104, Cause::Reset), (113, Cause::Timeout), (110, Cause::Timeout)]
+    {
+        assert_eq!(cause(&blame(&std::io::Error::from_raw_os_error(code), "connect")), Some(expected));
+    }
+    let mut prober = prober();
+    prober.resolver = Arc::new(Handleless);
+    let found = probe(&prober, "http", "http://agent.test/").await;
+    assert!(matches!(found, Found::Void(_)), "{found:?}");
+}
+
+/// Has no file handle left to ask a name server.
+struct Handleless;
+
+impl Resolve for Handleless {
+    fn resolve<'a>(&'a self, _: &'a str, _: u16) -> BoxFuture<'a, Result<Vec<SocketAddr>, ResolveError>> {
+        Box::pin(std::future::ready(Err(ResolveError::Ours("too many open files".to_owned()))))
+    }
+}
+
+#[tokio::test]
+async fn an_address_without_a_way_there_does_not_speak_for_the_others() {
+    let closed = SocketAddr::from(([127, 0, 0, 1], server::closed_port().await));
+    // Nobody can connect to all at once: there is no network for it.
+    let no_way = SocketAddr::from(([127, 255, 255, 255], 9));
+    for addresses in [[closed, no_way], [no_way, closed]] {
+        let found = probe(&resolving(prober(), &[&addresses]), "http", "http://agent.test/").await;
+        assert_eq!(cause(&found), Some(Cause::Refused), "{found:?}");
+    }
+    let found = probe(&resolving(prober(), &[&[no_way]]), "http", "http://agent.test/").await;
+    assert!(matches!(found, Found::Void(_)), "{found:?}");
+}
+
 #[tokio::test]
 async fn what_is_no_endpoint_is_not_probed_and_says_so() {
     for (kind, url, says) in [
