@@ -326,6 +326,18 @@ impl Fleet {
         .await
     }
 
+    /// Waits until an agent's slots are all free. An end is in the log before its slot comes back.
+    pub async fn holds_nothing(&self, agent: &str) {
+        until(&format!("agent {agent} to hold nothing"), SOON, || async {
+            match self.api("capacity", json!({"agent_id": agent})).await {
+                Ok(view) if view["held_count"] == 0 => Ok(()),
+                Ok(view) => Err(view.to_string()),
+                Err(error) => Err(format!("{error:?}")),
+            }
+        })
+        .await;
+    }
+
     /// All events of an execution, oldest first.
     ///
     /// # Panics

@@ -164,6 +164,7 @@ async fn whatever_redis_got_wrong_is_repaired_and_told() {
     agent.given(&ended).await;
     agent.report(&ended, 1, "completed", json!({"result": 1})).await;
     fleet.state(&ended, "completed", SOON).await;
+    fleet.holds_nothing("a").await;
 
     // A slot of what has ended.
     slot(&fleet.redis, "b", &ended).await;

@@ -39,12 +39,13 @@ async fn forget(fleet: &Fleet, execution: &str) {
     redis(&fleet.redis, &format!("EVAL \"{script}\" 0")).await;
 }
 
-/// Work that has run on agent `a` and ended.
+/// Work that has run on agent `a` and ended, and whose slot came back: what is done to Redis now stays done.
 async fn ended(fleet: &Fleet, agent: &ScriptedAgent) -> String {
     let work = id(&fleet.submit(json!({"agent_id": "a"})).await);
     agent.given(&work).await;
     agent.report(&work, 1, "completed", json!({"result": 1})).await;
     fleet.state(&work, "completed", SOON).await;
+    fleet.holds_nothing("a").await;
     work
 }
 
