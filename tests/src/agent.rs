@@ -1,7 +1,7 @@
 //! A scripted agent: speaks the wire contract with plain JSON, and misbehaves on request.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
@@ -52,6 +52,7 @@ struct Script {
     terminated: Vec<(String, u32, String)>,
     goodbyes: Vec<Value>,
     inputs: BTreeMap<String, Value>,
+    moving: BTreeSet<String>,
 }
 
 /// A running scripted agent. It vanishes without a word when dropped.
@@ -72,7 +73,8 @@ fn locked(script: &Mutex<Script>) -> MutexGuard<'_, Script> {
 }
 
 impl ScriptedAgent {
-    /// An agent that beats every second and holds what it gets.
+    /// An agent that beats twice a second, names an interval of a second, and holds what it gets: a hiccup of the test's
+    /// own machine is not a silence.
     pub async fn start(bus: &Bus, id: &str, capacity: u32) -> Self {
         Self::start_with(bus, id, capacity, json!({})).await
     }
@@ -99,6 +101,7 @@ impl ScriptedAgent {
                 terminated: Vec::new(),
                 goodbyes: Vec::new(),
                 inputs: BTreeMap::new(),
+                moving: BTreeSet::new(),
             })),
             gone: CancellationToken::new(),
         };
@@ -147,7 +150,7 @@ impl ScriptedAgent {
         let (script, gone) = (Arc::clone(&self.script), self.gone.clone());
         let (instance, capacity, extra) = (self.instance.clone(), self.capacity, self.extra.clone());
         tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(Duration::from_millis(interval));
+            let mut ticks = tokio::time::interval(Duration::from_millis(interval / 2));
             loop {
                 tokio::select! {
                     _ = ticks.tick() => {}
@@ -216,10 +219,13 @@ impl ScriptedAgent {
         locked(&self.script).held.insert(execution.to_owned(), (attempt, Value::Null));
     }
 
-    /// Raises an execution's progress.
-    pub fn progress(&self, execution: &str, progress: u64) {
-        if let Some(held) = locked(&self.script).held.get_mut(execution) {
-            held.1 = json!(progress);
+    /// Whether an execution's progress rises with each heartbeat from now on. What moved once keeps the progress it had.
+    pub fn moves(&self, execution: &str, moves: bool) {
+        let mut script = locked(&self.script);
+        if moves {
+            script.moving.insert(execution.to_owned());
+        } else {
+            script.moving.remove(execution);
         }
     }
 
@@ -322,6 +328,11 @@ fn claims(script: &Script) -> Vec<Value> {
 
 fn beat_of(script: &mut Script, instance: &str, capacity: u32, extra: &Value) -> Value {
     script.seq += 1;
+    for (execution, (_, progress)) in &mut script.held {
+        if script.moving.contains(execution) {
+            *progress = json!(script.seq);
+        }
+    }
     let mut beat = json!({
         "instance_id": instance, "seq": script.seq, "state": script.state, "capacity": capacity,
         "executions": claims(script), "interval_ms": 1000,

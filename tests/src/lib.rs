@@ -15,4 +15,4 @@ pub mod wait;
 pub use agent::{OnDispatch, OnTerminate, ScriptedAgent};
 pub use fleet::{ApiFailure, Fleet};
 pub use options::Options;
-pub use wait::{lasts, until};
+pub use wait::{Standstill, lasts, until};

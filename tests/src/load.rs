@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::{
     Fleet, OnDispatch, ScriptedAgent,
     fleet::{Options, SOON},
+    until,
 };
 
 /// Executions of one load.
@@ -30,7 +31,7 @@ impl Load {
         let fleet = Fleet::start_with(options.env("ROLLCALL_QUEUE_DEPTH", 1000)).await;
         let mut agents = Vec::new();
         for name in ["a", "b"] {
-            let agent = ScriptedAgent::start(&fleet.bus, name, 2).await;
+            let agent = ScriptedAgent::start_with(&fleet.bus, name, 2, json!({"interval_ms": 2000})).await;
             agent.on_dispatch(OnDispatch::Complete);
             fleet.status(name, "connected", SOON).await;
             agents.push(agent);
@@ -56,7 +57,12 @@ impl Load {
             self.fleet.state(execution, "completed", ENDS_WITHIN).await;
         }
         self.fleet.audit().await;
-        assert!(self.agents.iter().all(|a| a.held().is_empty()));
+        for agent in &self.agents {
+            until(&format!("{} to know that its reports are there", agent.id), SOON, || async {
+                if agent.held().is_empty() { Ok(()) } else { Err(agent.held()) }
+            })
+            .await;
+        }
     }
 
     /// Nobody was suspected and nothing was recovered, in the whole log.

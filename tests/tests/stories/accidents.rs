@@ -16,7 +16,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-/// Longer than every silence threshold of the scaled settings: 3.5 intervals of a second, `lost_after`, and the grace.
+/// Longer than every silence threshold of the scaled settings: 3.5 intervals of two seconds, `lost_after`, the grace.
 const FREEZE: Duration = Duration::from_secs(10);
 
 fn signal_redis(fleet: &Fleet, signal: Signal) {
@@ -63,7 +63,7 @@ async fn frozen_under_load(service: &str) {
     let mut load = Load::start(Options::default()).await;
     load.submit(LOAD / 3).await;
     // Work that finishes while the service stands still, and work that goes on: its agent says so all the time.
-    let slow = ScriptedAgent::start(&load.fleet.bus, "c", 2).await;
+    let slow = ScriptedAgent::start_with(&load.fleet.bus, "c", 2, json!({"interval_ms": 2000})).await;
     load.fleet.status("c", "connected", SOON).await;
     let mut held = Vec::new();
     for _ in 0..2 {
@@ -114,7 +114,7 @@ async fn the_health_prober_frozen_under_load() {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_watchers_frozen_over_running_work() {
     let fleet = Fleet::start().await;
-    let agent = ScriptedAgent::start(&fleet.bus, "a", 4).await;
+    let agent = ScriptedAgent::start_with(&fleet.bus, "a", 4, json!({"interval_ms": 2000})).await;
     fleet.status("a", "connected", SOON).await;
     let mut all = Vec::new();
     for _ in 0..4 {

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use e2e::{
@@ -70,31 +70,17 @@ async fn work_that_stands_still_is_ended_and_work_that_moves_is_not() {
     let still = id(&fleet.submit(json!({"agent_id": "a", "stall_timeout_ms": 3000})).await);
     let moving = id(&fleet.submit(json!({"agent_id": "a", "stall_timeout_ms": 3000})).await);
     fleet.state(&moving, "running", SOON).await;
-    let begun = Instant::now();
-    let progress = |moves_until: Duration| {
-        let now = u64::try_from(begun.elapsed().as_millis()).unwrap_or(0) / 200;
-        agent.progress(&moving, now);
-        if begun.elapsed() < moves_until {
-            agent.progress(&still, now);
-        }
-    };
+    agent.moves(&still, true);
+    agent.moves(&moving, true);
     // It moves for longer than the stall timeout, and is left alone.
-    let moves_until = Duration::from_secs(5);
-    lasts("both run", moves_until, || async {
-        progress(moves_until);
+    lasts("both run", Duration::from_secs(5), || async {
         let views = [fleet.execution(&still).await, fleet.execution(&moving).await];
         let run = views.iter().all(|v| v.as_ref().is_ok_and(|v| v["state"] == "running"));
         if run { Ok(()) } else { Err(views) }
     })
     .await;
-    let event = until("the one that stands still to be recovered", SOON, || async {
-        progress(moves_until);
-        let history = fleet.history(&still).await;
-        let found = history.iter().find(|e| e["type"] == "rollcall.execution.recovered").cloned();
-        found.ok_or_else(|| kinds(&history))
-    })
-    .await;
-    let facts = &event["data"];
+    agent.moves(&still, false);
+    let facts = recovered(&fleet, &still).await;
     assert_eq!(
         (&facts["reason"], &facts["action"], &facts["terminate"]),
         (&json!("stalled"), &json!("failed"), &json!("confirmed")),
@@ -193,6 +179,16 @@ async fn who_was_told_that_an_agent_drains_sees_it_get_no_work() {
     fleet.audit().await;
 }
 
+/// How often an agent fell silent, by its events.
+fn falls(history: &[Value]) -> usize {
+    let silent = |status: &Value| matches!(status.as_str(), Some("disconnected" | "error"));
+    let fell = |event: &&Value| {
+        let to = event["type"].as_str().unwrap_or_default().trim_start_matches("rollcall.agent.");
+        silent(&json!(to)) && !silent(&event["data"]["previous"])
+    };
+    history.iter().filter(fell).count()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_comes_and_goes_is_marked_once() {
     let fleet = Fleet::start().await;
@@ -208,7 +204,10 @@ async fn an_agent_that_comes_and_goes_is_marked_once() {
         .await;
         agent.beats(true);
         let view = fleet.status("a", "connected", SOON).await;
-        assert_eq!(view["flapping"], fall >= 4, "after fall {fall}: {view}");
+        // On a busy machine there may have been one more, by itself.
+        let falls = falls(&fleet.agent_history("a").await);
+        assert!(falls >= fall);
+        assert_eq!(view["flapping"], falls >= 4, "after {falls} falls: {view}");
     }
     let history = kinds(&fleet.agent_history("a").await);
     assert_eq!(history.iter().filter(|k| *k == "agent.flapping").count(), 1, "{history:?}");
@@ -250,10 +249,11 @@ async fn an_agent_that_loses_work_gets_no_more_until_an_operator_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn explain_says_why_in_words() {
     let fleet = Fleet::start().await;
-    let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 2).await;
     fleet.status("a", "connected", SOON).await;
     agent.on_terminate(OnTerminate::Refuse);
-    let work = id(&fleet.submit(json!({"agent_id": "a", "timeout_ms": 6000})).await);
+    let runs = id(&fleet.submit(json!({"agent_id": "a"})).await);
+    let work = id(&fleet.submit(json!({"agent_id": "a", "timeout_ms": 1000})).await);
     let waits = id(&fleet.submit(json!({"agent_id": "a"})).await);
     let explained = |execution: String, row: &'static str| {
         let fleet = &fleet;
@@ -272,7 +272,7 @@ async fn explain_says_why_in_words() {
             said
         }
     };
-    let open = explained(work.clone(), "healthy").await;
+    let open = explained(runs, "healthy").await;
     assert_eq!((&open["state"], &open["agent_id"]), (&json!("running"), &json!("a")));
     explained(waits.clone(), "queued").await;
     let deferred = explained(work.clone(), "terminate_refused").await;

@@ -132,7 +132,7 @@ async fn the_same_submission_twice_is_one_execution() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_dispatch_waits_at_the_head_for_the_next_heartbeat() {
     let fleet = Fleet::start().await;
-    let agent = ScriptedAgent::start_with(&fleet.bus, "a", 2, json!({"interval_ms": 3000})).await;
+    let agent = ScriptedAgent::start_with(&fleet.bus, "a", 2, json!({"interval_ms": 60_000})).await;
     fleet.status("a", "connected", SOON).await;
     agent.on_dispatch(OnDispatch::Refuse("at_capacity".into()));
     let refused = fleet.submit(json!({"agent_id": "a"})).await;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use e2e::{
-    Fleet, OnDispatch, OnTerminate, ScriptedAgent,
+    Fleet, OnDispatch, OnTerminate, ScriptedAgent, Standstill,
     fleet::{Options, SOON, kinds},
     sse::Sse,
     until,
@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 /// Issue 2: with heartbeats of a second, a recovery is on the SSE stream within this.
 const NOTICED_WITHIN: Duration = Duration::from_secs(5);
+/// A deadline has a timer of its own. Whatever looks around now and then finds it later than this.
+const TIMER_MS: i64 = 900;
 
 fn id(reply: &Value) -> String {
     reply["execution_id"].as_str().expect("an execution id").to_owned()
@@ -39,11 +41,11 @@ async fn an_agent_killed_with_running_and_queued_work() {
     let running = id(&fleet.submit(json!({"agent_id": "a", "input": 1})).await);
     let queued = id(&fleet.submit(json!({"agent_id": "a", "input": 2})).await);
     fleet.state(&running, "running", SOON).await;
-    let killed = Instant::now();
+    let (machine, killed) = (Standstill::watch(), Instant::now());
     process.kill();
     let frame = sse.event("execution.recovered", &running, SOON).await;
     let noticed = frame.at - killed;
-    assert!(noticed < NOTICED_WITHIN, "noticed after {noticed:?}");
+    assert!(noticed < NOTICED_WITHIN + machine.lost(), "noticed after {noticed:?}");
     let event = &frame.data["data"];
     assert_eq!((&event["reason"], &event["action"]), (&json!("agent_lost"), &json!("failed")), "{event}");
     assert_eq!(fleet.execution(&queued).await.unwrap()["state"], "queued", "its queue holds");
@@ -68,11 +70,11 @@ async fn an_execution_dropped_by_a_live_agent() {
         if now > time_of(&started) + 2500 { Ok(()) } else { Err(now) }
     })
     .await;
-    let forgotten = Instant::now();
+    let (machine, forgotten) = (Standstill::watch(), Instant::now());
     agent.forget(&dropped);
     let frame = sse.event("execution.recovered", &dropped, SOON).await;
     let noticed = frame.at - forgotten;
-    assert!(noticed < NOTICED_WITHIN, "noticed after {noticed:?}");
+    assert!(noticed < NOTICED_WITHIN + machine.lost(), "noticed after {noticed:?}");
     assert_eq!(frame.data["data"]["reason"], "orphaned");
     assert_eq!(fleet.execution(&kept).await.unwrap()["state"], "running");
     fleet.audit().await;
@@ -80,7 +82,8 @@ async fn an_execution_dropped_by_a_live_agent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hung_execution_is_terminated_and_recovered() {
-    let fleet = Fleet::start().await;
+    // No cycle comes by that could notice it.
+    let fleet = Fleet::start_with(Options::default().env("ROLLCALL_CYCLE_INTERVAL_MS", 3_600_000)).await;
     let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
     fleet.status("a", "connected", SOON).await;
     let hung = id(&fleet.submit(json!({"agent_id": "a", "timeout_ms": 1500})).await);
@@ -95,7 +98,7 @@ async fn a_hung_execution_is_terminated_and_recovered() {
     let dispatched = fleet.event(&hung, "execution.dispatched", SOON).await;
     let deadline = Timestamp::parse(dispatched["data"]["deadline"].as_str().unwrap()).unwrap();
     let late = time_of(&event) - deadline.as_millis();
-    assert!((0..250).contains(&late), "noticed {late} ms after its deadline");
+    assert!((0..TIMER_MS).contains(&late), "noticed {late} ms after its deadline");
     assert_eq!(agent.terminated()[0].2, "timed_out");
     agent.given(&next).await;
     assert!(
@@ -142,6 +145,7 @@ async fn an_agent_restarted_with_a_new_instance() {
         "{facts}"
     );
     new.given(&lost).await;
+    fleet.state(&lost, "running", SOON).await;
     let request = new.request(&lost).unwrap();
     assert_eq!((&request["attempt"], &request["input"]), (&json!(2), &json!({"k": 1})));
     fleet.agent_event("a", "agent.superseded", SOON).await;
@@ -251,18 +255,16 @@ async fn a_report_waiting_on_the_bus_withholds_the_verdict() {
     let mut fleet = Fleet::start().await;
     let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
     fleet.status("a", "connected", SOON).await;
-    let work = id(&fleet.submit(json!({"agent_id": "a", "timeout_ms": 3000})).await);
+    let work = id(&fleet.submit(json!({"agent_id": "a", "timeout_ms": 15_000})).await);
     fleet.state(&work, "running", SOON).await;
     // Nobody applies reports now.
     fleet.service("dispatcher").freeze().await;
     agent.report(&work, 1, "completed", json!({"result": 1})).await;
     agent.vanish().await;
-    // The deadline passes, the agent is silent: every reason to recover, but for the report.
+    // The agent is silent for long enough: every reason to recover, but for the report.
     until("the watchdog to hold its verdict back", SOON, || async {
-        let seen = fleet.api("explain", json!({"execution_id": work})).await;
-        let text = format!("{seen:?}");
-        let silent = fleet.agent_history("a").await.iter().any(|e| e["type"] == "rollcall.agent.error");
-        if silent && text.contains("report") { Ok(()) } else { Err(text) }
+        let seen = fleet.api("explain", json!({"execution_id": work})).await.map_err(|e| format!("{e:?}"))?;
+        if seen["row"] == "withheld" { Ok(()) } else { Err(seen.to_string()) }
     })
     .await;
     assert!(!kinds(&fleet.history(&work).await).contains(&"execution.recovered".to_owned()));
@@ -310,6 +312,8 @@ async fn a_zombie_is_terminated() {
     })
     .await;
     assert_eq!(fleet.execution(&work).await.unwrap()["state"], "failed");
+    let status = fleet.api("watchdog.status", json!({})).await.expect("it tells");
+    assert!(status["totals"]["zombies"].as_u64() >= Some(1), "{status}");
     fleet.audit().await;
 }
 

@@ -8,7 +8,7 @@ use e2e::{
 };
 use serde_json::{Value, json};
 
-use super::crashes::{redis, told};
+use super::crashes::{redis, repairs, told};
 
 /// Nobody audits by himself within a story.
 const NEVER_MS: u64 = 3_600_000;
@@ -80,11 +80,12 @@ async fn work_that_waits_beside_a_free_slot_is_let_in_at_once_and_that_is_said()
     let waits = fleet.submit(json!({"agent_id": "a"})).await;
     assert_eq!(waits["state"], "queued", "{waits}");
     // Now the slot is free, and nothing happens that would promote anybody.
+    let before = repairs(&fleet, "idle").await;
     forget(&fleet, &done).await;
     let freed = Instant::now();
     agent.given(&id(&waits)).await;
     assert!(freed.elapsed() < SEEN_WITHIN, "after {:?}", freed.elapsed());
-    told(&fleet, "idle").await;
+    told(&fleet, "idle", before).await;
     fleet.audit().await;
 }
 

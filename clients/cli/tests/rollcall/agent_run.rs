@@ -153,7 +153,7 @@ async fn progress_is_counted_in_lines() {
 #[tokio::test]
 async fn sigterm_under_load_finishes_or_returns_everything() {
     let stage = Arc::new(Stage::start().await);
-    let options = ["--grace-ms", "200", "--drain-ms", "700"];
+    let options = ["--grace-ms", "200", "--drain-ms", "4000"];
     let script =
         r#"read -r n; case $n in 1) sleep 0.2; echo '"quick"';; *) echo '{"step": 7}'; sleep 1000;; esac"#;
     let mut agent = AgentProcess::start(&stage, &options, script).await;

@@ -1,9 +1,10 @@
 //! Cycles over many agents: side by side, each by itself, and what is said of them.
 
-use std::time::Duration;
+use std::{cell::RefCell, time::Duration};
 
 use rollcall_core::event::{RecoveryReason, SystemEventKind, TerminateOutcome};
 use serde_json::json;
+use watchdog::edge::TERMINATE_SLACK;
 
 use crate::{
     control,
@@ -12,9 +13,10 @@ use crate::{
     short,
 };
 
-/// Registries of the first test, and how long each takes: one after the other they would take six seconds.
-const REGISTRIES: usize = 15;
-const EACH_TAKES: Duration = Duration::from_millis(400);
+/// Registries of the first test, and how long each takes: one after the other they would take six seconds. What one
+/// takes is well within the second that it has.
+const REGISTRIES: usize = 31;
+const EACH_TAKES: Duration = Duration::from_millis(200);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_registries_are_asked_side_by_side_and_one_that_hangs_delays_no_other() {
@@ -30,12 +32,22 @@ async fn all_registries_are_asked_side_by_side_and_one_that_hangs_delays_no_othe
     }
     let dog = fleet.watchdog().await;
     let calls = || registries[1..].iter().map(HttpAgent::calls).collect::<Vec<_>>();
-    let before = calls();
-    let report = fleet.api("watchdog.run", json!({})).await;
+    let (before, report) = (RefCell::new(Vec::new()), RefCell::new(json!({})));
+    // The cycle of its start may still run.
+    fleet
+        .until("a cycle of its own", async || {
+            before.replace(calls());
+            let answer = fleet.api("watchdog.run", json!({})).await;
+            let own = answer["error"]["code"] != "conflict";
+            report.replace(answer);
+            own
+        })
+        .await;
+    let (before, report) = (before.into_inner(), report.into_inner());
     assert_eq!(report["registries"], json!({"asked": REGISTRIES, "unreachable": 1}), "{report}");
     // The slowest decides: the one that hangs, whose second is up.
     let took = report["took_ms"].as_u64().unwrap();
-    assert!((1_000..3_000).contains(&took), "{took} ms");
+    assert!((1_000..6_000).contains(&took), "{took} ms");
     assert!(calls().iter().zip(before).all(|(now, before)| *now == before + 1), "once each");
     dog.stop().await;
 }
@@ -82,7 +94,9 @@ async fn what_can_not_be_ended_holds_up_nobody_else() {
     fleet.run("late", "obedient", "i-2", short(1_500)).await;
     let late = fleet.recovery("late").await;
     assert_eq!((late.reason, late.terminate), (RecoveryReason::TimedOut, TerminateOutcome::Confirmed));
-    assert!(late.detected_after_ms < 500, "noticed {} ms after its deadline", late.detected_after_ms);
+    // Each of the others is waited for longer than this.
+    let hold_up = u64::try_from(TERMINATE_SLACK.as_millis()).unwrap();
+    assert!(late.detected_after_ms < hold_up, "noticed {} ms after its deadline", late.detected_after_ms);
     assert!(!stubborn.terminations().is_empty());
     assert_eq!(fleet.recoveries().await.len(), 1, "the others are kept until they are confirmed dead");
     dog.stop().await;

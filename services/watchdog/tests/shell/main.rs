@@ -19,6 +19,9 @@ use rollcall_core::{
 };
 use serde_json::json;
 
+/// A deadline has a timer of its own. Whatever looks around now and then finds it later than this.
+const TIMER_MS: u64 = 900;
+
 pub(crate) fn short(timeout_ms: u64) -> Job {
     Job { timeout_ms, ..LONG }
 }
@@ -64,7 +67,9 @@ async fn work_that_was_never_taken_is_dispatch_lost_beyond_the_grace() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_work_is_terminated_confirmed_and_recovered_in_time() {
-    let fleet = Fleet::start().await;
+    let mut fleet = Fleet::start().await;
+    // No cycle comes by that could notice it.
+    fleet.set("ROLLCALL_CYCLE_INTERVAL_MS", "3600000");
     let agent = FakeAgent::start(&fleet, "a", "i-1").await;
     fleet.register("a", "i-1").await;
     let dog = fleet.watchdog().await;
@@ -74,7 +79,7 @@ async fn late_work_is_terminated_confirmed_and_recovered_in_time() {
     assert_eq!(recovered.reason, RecoveryReason::TimedOut);
     assert_eq!(recovered.terminate, TerminateOutcome::Confirmed);
     assert!(
-        recovered.detected_after_ms < 250,
+        recovered.detected_after_ms < TIMER_MS,
         "noticed {} ms after its deadline",
         recovered.detected_after_ms
     );
@@ -236,7 +241,7 @@ async fn the_work_of_an_agent_that_said_goodbye_is_recovered_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_report_that_waits_withholds_the_verdict_up_to_the_safety_net() {
     let mut fleet = Fleet::start().await;
-    fleet.set("ROLLCALL_STALE_AFTER_MS", "5000");
+    fleet.set("ROLLCALL_STALE_AFTER_MS", "8000");
     let _agent = FakeAgent::start(&fleet, "a", "i-1").await;
     fleet.register("a", "i-1").await;
     let dog = fleet.watchdog().await;
@@ -255,7 +260,7 @@ async fn a_report_that_waits_withholds_the_verdict_up_to_the_safety_net() {
     fleet.complete("y", "a", "i-1").await;
     let recovered = fleet.recovery("x").await;
     assert_eq!(recovered.reason, RecoveryReason::Stale);
-    assert!(recovered.detected_after_ms >= 5_000);
+    assert!(recovered.detected_after_ms >= 8_000);
     dog.stop().await;
     assert_eq!(fleet.recoveries().await.len(), 1);
 }
@@ -349,11 +354,11 @@ async fn half_of_the_fleet_silent_at_once_suspends_until_the_window_has_passed()
         agents.push(agent);
     }
     let dog = fleet.watchdog().await;
+    let fell = now();
     for n in 0..3 {
         agents.remove(0).kill().await;
         fleet.status(&format!("a{n}"), &format!("i{n}"), Status::Disconnected, "missed_heartbeats").await;
     }
-    let fell = now();
     fleet
         .until("it is suspended", async || {
             fleet.system_events().await == [SystemEventKind::RecoverySuspended]
@@ -414,6 +419,10 @@ async fn a_dry_run_says_what_it_would_do_and_does_nothing() {
     agent.list(&["x"]);
     fleet.run("x", "a", "i-1", short(500)).await;
     fleet.until("it is asked once", async || !agent.terminations().is_empty()).await;
+    // The only thing left for its cycles to say; it says it once.
+    fleet
+        .until("it says so", async || fleet.system_events().await == [SystemEventKind::RecoveryFailing])
+        .await;
     let before = fleet.log.last_seq().await.unwrap();
     let report = fleet.api("watchdog.run", json!({"dry_run": true})).await;
     assert_eq!(report["dry_run"], true);
@@ -561,7 +570,7 @@ async fn agent_lost_recoveries_keep_to_the_rate() {
     fleet.set("ROLLCALL_RECOVERY_RATE", "5");
     let agent = FakeAgent::start(&fleet, "a", "i-1").await;
     fleet.register("a", "i-1").await;
-    let ids: Vec<String> = (0..15).map(|n| format!("x{n}")).collect();
+    let ids: Vec<String> = (0..30).map(|n| format!("x{n}")).collect();
     agent.list(&ids.iter().map(String::as_str).collect::<Vec<_>>());
     for id in &ids {
         fleet.run(id, "a", "i-1", LONG).await;
@@ -579,8 +588,8 @@ async fn agent_lost_recoveries_keep_to_the_rate() {
     fleet.until("all are recovered", async || fleet.recoveries().await.len() == ids.len()).await;
     let mut after: Vec<u64> = fleet.recoveries().await.iter().map(|r| r.detected_after_ms).collect();
     after.sort_unstable();
-    // A burst of five, then five a second: the last of fifteen is two seconds behind the first.
-    assert!(after[14] - after[0] >= 1_600, "{after:?}");
+    // A burst of five, then five a second: the last of thirty is five seconds behind the first.
+    assert!(after[29] - after[0] >= 4_600, "{after:?}");
     dog.stop().await;
 }
 
@@ -633,7 +642,8 @@ async fn what_is_heard_of_after_its_recovery_is_counted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_deadlines_at_once_are_noticed_in_time() {
-    let fleet = Fleet::start().await;
+    let mut fleet = Fleet::start().await;
+    fleet.set("ROLLCALL_CYCLE_INTERVAL_MS", "3600000");
     let agent = FakeAgent::start(&fleet, "a", "i-1").await;
     fleet.register("a", "i-1").await;
     let dog = fleet.watchdog().await;
@@ -646,7 +656,7 @@ async fn many_deadlines_at_once_are_noticed_in_time() {
     let mut after: Vec<u64> = fleet.recoveries().await.iter().map(|r| r.detected_after_ms).collect();
     after.sort_unstable();
     println!("noticed after ms: p50 {} p90 {} max {}", after[50], after[90], after[99]);
-    assert!(after[99] < 250, "{after:?}");
+    assert!(after[99] < TIMER_MS, "{after:?}");
     assert!(fleet.recoveries().await.iter().all(|r| r.reason == RecoveryReason::TimedOut));
     dog.stop().await;
 }
