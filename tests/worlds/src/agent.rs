@@ -1,14 +1,17 @@
-//! Simulated agents: one `Instance` per process start. They keep the contract's promises (list from acceptance until the
-//! final report is acknowledged, run an attempt once), and otherwise do whatever agents do.
+//! Simulated agents: one `Instance` per process start, around the agent library's real book of what it holds. It keeps the
+//! contract's promises (list from acceptance until the final report is acknowledged, run an attempt once); what becomes
+//! of the work is drawn.
 
 use std::{collections::BTreeMap, rc::Rc};
 
+use rollcall_agent::state::{Admission, Book, Ending, Key, Refusal, StopCause, Termination};
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId,
     wire::{AgentState, Claim, Heartbeat, Outcome, OwnedClaim},
 };
 
 use crate::{
+    Defect,
     exec::{Owner, Promise, pause},
     log::Report,
     stage::{INTERVAL_MS, Stage},
@@ -58,13 +61,6 @@ impl Beat {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Work {
-    Runs,
-    /// Over, and not yet acknowledged.
-    Over,
-}
-
 /// A process of an agent.
 #[derive(Debug)]
 pub(crate) struct Instance {
@@ -73,11 +69,9 @@ pub(crate) struct Instance {
     pub alive: bool,
     /// Stopped (not dead) until then.
     pub frozen_until: u64,
-    capacity: u32,
-    work: BTreeMap<(ExecutionId, u32), Work>,
-    seen: BTreeMap<(ExecutionId, u32), bool>,
-    seq: u64,
-    draining: bool,
+    book: Book,
+    /// The progress of work that stands still.
+    stuck: BTreeMap<Key, u64>,
     /// How it answers requests to end something: never, of ten.
     stubborn: u64,
 }
@@ -125,11 +119,8 @@ impl Stage {
             id,
             alive: true,
             frozen_until: 0,
-            capacity,
-            work: BTreeMap::new(),
-            seen: BTreeMap::new(),
-            seq: 0,
-            draining: false,
+            book: Book::new(capacity),
+            stuck: BTreeMap::new(),
             stubborn,
         });
         let stage = Rc::clone(self);
@@ -153,19 +144,18 @@ impl Stage {
         }
         self.say(|| format!("{} is killed", instance.id));
         instance.alive = false;
-        let held: Vec<_> = instance.work.keys().cloned().collect();
+        let held: Vec<Key> = instance.book.claims().cloned().collect();
         let id = instance.id.clone();
-        instance.work.clear();
         drop(instances);
-        for (execution, attempt) in held {
-            self.note_dropped(&id, execution, attempt);
+        for key in held {
+            self.note_dropped(&id, key);
         }
         self.exec.kill(Owner::Instance(at));
     }
 
-    fn note_dropped(&self, instance: &InstanceId, execution: ExecutionId, attempt: u32) {
+    fn note_dropped(&self, instance: &InstanceId, key: Key) {
         let now = self.exec.now();
-        self.truth.borrow_mut().dropped.insert((instance.clone(), execution, attempt), now);
+        self.truth.borrow_mut().dropped.insert((instance.clone(), key.execution_id, key.attempt), now);
     }
 
     fn beat(self: &Rc<Self>, at: usize, state: Option<AgentState>) {
@@ -176,19 +166,13 @@ impl Stage {
             if !instance.alive || instance.frozen_until > now {
                 return;
             }
-            instance.seq += 1;
-            let state = state.unwrap_or(match instance.draining {
-                true => AgentState::Draining,
-                false if instance.running() >= instance.capacity as usize => AgentState::Busy,
-                false => AgentState::Ready,
-            });
             let mut beat = Beat {
                 agent: instance.agent.clone(),
                 instance: instance.id.clone(),
-                seq: instance.seq,
-                state,
+                seq: instance.book.next_seq(),
+                state: state.unwrap_or(instance.book.state()),
                 claims: instance.claims(now),
-                capacity: instance.capacity,
+                capacity: instance.book.capacity(),
                 bytes: Vec::new(),
             };
             beat.bytes = serde_json::to_vec(&beat.heartbeat()).expect("plain values");
@@ -259,61 +243,63 @@ impl Stage {
     }
 
     fn take(self: &Rc<Self>, at: usize, id: &ExecutionId, attempt: u32, timeout: u64) -> Reply {
-        let key = (id.clone(), attempt);
-        {
-            let mut instances = self.instances.borrow_mut();
-            let instance = &mut instances[at];
-            if instance.seen.contains_key(&key) {
-                return Reply::Accepted;
+        let key = Key::new(id.clone(), attempt);
+        let admission = self.instances.borrow_mut()[at].book.dispatch(&key);
+        match admission {
+            Admission::Start => {
+                self.perform(at, key, timeout);
+                Reply::Accepted
             }
-            if instance.draining {
-                return Reply::Refused("draining");
+            Admission::Held => Reply::Accepted,
+            Admission::Refused(refusal) => {
+                if let Refusal::OlderAttemptRuns(older) = &refusal {
+                    // It no longer counts and is in the way.
+                    self.end(at, &older.execution_id, older.attempt);
+                }
+                Reply::Refused(refusal.as_str())
             }
-            if instance.running() >= instance.capacity as usize {
-                return Reply::Refused("at_capacity");
-            }
-            instance.seen.insert(key.clone(), true);
-            instance.work.insert(key.clone(), Work::Runs);
         }
-        self.perform(at, key, timeout);
-        Reply::Accepted
     }
 
     /// The work itself: what will become of it is drawn now.
-    fn perform(self: &Rc<Self>, at: usize, key: (ExecutionId, u32), timeout: u64) {
+    fn perform(self: &Rc<Self>, at: usize, key: Key, timeout: u64) {
         let fate = if self.settling.get() { 0 } else { self.exec.between(0, 99) };
         let lasts = self.exec.between(200, timeout.saturating_sub(1_000).max(400));
         let stage = Rc::clone(self);
         self.exec.spawn(Owner::Instance(at), async move {
             match fate {
-                // Never ends by itself.
-                0..=7 if !stage.settling.get() => {}
+                // Never ends by itself: it goes on for ever, or stands still from some moment on.
+                0..=3 if !stage.settling.get() => {}
+                4..=7 if !stage.settling.get() => {
+                    pause(&stage.exec, stage.exec.between(0, 3_000)).await;
+                    stage.stick(at, key);
+                }
                 // Forgets it.
                 8..=15 => {
                     pause(&stage.exec, lasts).await;
-                    stage.drop_work(at, &key);
+                    stage.forget(at, &key);
                 }
                 // Takes longer than it may.
                 16..=23 => {
                     pause(&stage.exec, timeout + lasts).await;
-                    stage.finish(at, &key, Outcome::Completed, 0).await;
+                    stage.finish(at, &key, Ending::Completed, 0).await;
                 }
                 24..=31 => {
                     pause(&stage.exec, lasts).await;
-                    stage.finish(at, &key, Outcome::Failed, 0).await;
+                    stage.finish(at, &key, Ending::Failed, 0).await;
                 }
                 // Reports late, and perhaps twice.
                 32..=45 => {
                     pause(&stage.exec, lasts).await;
                     let late = stage.exec.between(0, 6_000);
-                    stage.finish(at, &key, Outcome::Completed, late).await;
-                    if stage.exec.chance(500) {
+                    let reported = stage.finish(at, &key, Ending::Completed, late).await;
+                    if reported && stage.exec.chance(500) {
                         stage.hand_in(at, &key, Outcome::Completed).await;
                     }
                 }
                 _ => {
                     pause(&stage.exec, lasts).await;
-                    stage.finish(at, &key, Outcome::Completed, 0).await;
+                    stage.finish(at, &key, Ending::Completed, 0).await;
                 }
             }
         });
@@ -330,39 +316,58 @@ impl Stage {
         }
     }
 
-    async fn finish(self: &Rc<Self>, at: usize, key: &(ExecutionId, u32), outcome: Outcome, late: u64) {
-        self.thawed(at).await;
-        {
-            let mut instances = self.instances.borrow_mut();
-            match instances[at].work.get_mut(key) {
-                Some(work @ Work::Runs) => *work = Work::Over,
-                _ => return,
-            }
-        }
-        pause(&self.exec, late).await;
-        self.hand_in(at, key, outcome).await;
-        self.drop_work(at, key);
+    fn stick(&self, at: usize, key: Key) {
+        let now = self.exec.now();
+        let instance = &mut self.instances.borrow_mut()[at];
+        let stuck = (instance.id.clone(), key.execution_id.clone(), key.attempt);
+        self.truth.borrow_mut().stuck.insert(stuck, now);
+        instance.stuck.insert(key, now);
     }
 
-    fn drop_work(&self, at: usize, key: &(ExecutionId, u32)) {
-        let mut instances = self.instances.borrow_mut();
-        let instance = &mut instances[at];
-        if instance.work.remove(key).is_some() {
-            let id = instance.id.clone();
-            drop(instances);
-            self.note_dropped(&id, key.0.clone(), key.1);
+    /// The work ends, and is reported until that is acknowledged. False: it was not running.
+    async fn finish(self: &Rc<Self>, at: usize, key: &Key, ending: Ending, late: u64) -> bool {
+        self.thawed(at).await;
+        let outcome = self.over(at, key, ending);
+        let Some(outcome) = outcome else { return false };
+        pause(&self.exec, late).await;
+        self.hand_in(at, key, outcome).await;
+        if self.instances.borrow_mut()[at].book.acknowledged(key) {
+            let id = self.instances.borrow()[at].id.clone();
+            self.note_dropped(&id, key.clone());
+        }
+        true
+    }
+
+    fn over(&self, at: usize, key: &Key, ending: Ending) -> Option<Outcome> {
+        let instance = &mut self.instances.borrow_mut()[at];
+        let outcome = instance.book.finish(key, ending)?;
+        let over = (instance.id.clone(), key.execution_id.clone(), key.attempt);
+        self.truth.borrow_mut().over.insert(over, self.exec.now());
+        Some(outcome)
+    }
+
+    /// Nobody knows of it any more, and no report tells.
+    fn forget(&self, at: usize, key: &Key) {
+        if self.instances.borrow_mut()[at].book.forget(key) {
+            let id = self.instances.borrow()[at].id.clone();
+            self.note_dropped(&id, key.clone());
         }
     }
 
     /// Reports until the stream has acknowledged.
-    async fn hand_in(self: &Rc<Self>, at: usize, key: &(ExecutionId, u32), outcome: Outcome) {
+    async fn hand_in(self: &Rc<Self>, at: usize, key: &Key, outcome: Outcome) {
         let (agent, instance) = {
             let instances = self.instances.borrow();
             (instances[at].agent.clone(), instances[at].id.clone())
         };
-        let report =
-            Report { agent: agent.clone(), instance, execution: key.0.clone(), attempt: key.1, outcome };
-        self.note_report(&agent, &key.0, key.1, outcome);
+        let report = Report {
+            agent: agent.clone(),
+            instance,
+            execution: key.execution_id.clone(),
+            attempt: key.attempt,
+            outcome,
+        };
+        self.note_report(&agent, &key.execution_id, key.attempt, outcome);
         loop {
             self.thawed(at).await;
             if let Some(way) = self.way().filter(|_| !self.is_cut(&agent)) {
@@ -380,24 +385,27 @@ impl Stage {
     }
 
     fn end(self: &Rc<Self>, at: usize, id: &ExecutionId, attempt: u32) -> Reply {
-        let key = (id.clone(), attempt);
-        let stubborn = {
-            let instances = self.instances.borrow();
-            match instances[at].work.get(&key) {
-                Some(Work::Runs) => instances[at].stubborn,
-                _ => return Reply::NotRunning,
+        let key = Key::new(id.clone(), attempt);
+        let (termination, stubborn) = {
+            let instance = &mut self.instances.borrow_mut()[at];
+            if self.has(Defect::NoTombstone) && !instance.book.claims().any(|held| *held == key) {
+                return Reply::NotRunning;
             }
+            (instance.book.terminate(&key, StopCause::Terminated), instance.stubborn)
         };
+        if termination == Termination::NotRunning {
+            return Reply::NotRunning;
+        }
         if !self.settling.get() && self.exec.between(1, 10) <= stubborn {
             return Reply::StillRunning;
         }
         self.say(|| format!("{id}:{attempt} is ended where it runs"));
         if self.exec.chance(500) {
-            self.drop_work(at, &key);
+            self.forget(at, &key);
         } else {
             let stage = Rc::clone(self);
             self.exec.spawn(Owner::Instance(at), async move {
-                stage.finish(at, &key, Outcome::Terminated, 0).await;
+                stage.finish(at, &key, Ending::Stopped, 0).await;
             });
         }
         Reply::Terminated
@@ -405,7 +413,7 @@ impl Stage {
 
     /// The shutdown routine: take nothing more, finish or hand back, wait for acknowledgements, say goodbye.
     pub(crate) fn shut_down(self: &Rc<Self>, at: usize) {
-        if std::mem::replace(&mut self.instances.borrow_mut()[at].draining, true) {
+        if !self.instances.borrow_mut()[at].book.close() {
             return;
         }
         let stage = Rc::clone(self);
@@ -413,15 +421,11 @@ impl Stage {
             stage.beat(at, None);
             pause(&stage.exec, stage.exec.between(200, 4_000)).await;
             stage.thawed(at).await;
-            let running: Vec<_> = {
-                let instances = stage.instances.borrow();
-                let work = instances[at].work.iter();
-                work.filter(|(_, work)| **work == Work::Runs).map(|(key, _)| key.clone()).collect()
-            };
+            let running = stage.instances.borrow_mut()[at].book.return_all();
             for key in running {
-                stage.finish(at, &key, Outcome::Returned, 0).await;
+                stage.finish(at, &key, Ending::Stopped, 0).await;
             }
-            while !stage.instances.borrow()[at].work.is_empty() {
+            while stage.instances.borrow()[at].book.claims().next().is_some() {
                 pause(&stage.exec, REPORT_AGAIN_MS).await;
             }
             for _ in 0..3 {
@@ -436,15 +440,15 @@ impl Stage {
 }
 
 impl Instance {
-    fn running(&self) -> usize {
-        self.work.values().filter(|work| **work == Work::Runs).count()
-    }
-
     #[allow(clippy::cast_precision_loss)]
     fn claims(&self, now: u64) -> Vec<OwnedClaim> {
-        self.work
-            .keys()
-            .map(|(id, attempt)| OwnedClaim { id: id.clone(), attempt: *attempt, progress: Some(now as f64) })
+        self.book
+            .claims()
+            .map(|key| OwnedClaim {
+                id: key.execution_id.clone(),
+                attempt: key.attempt,
+                progress: Some(self.stuck.get(key).copied().unwrap_or(now) as f64),
+            })
             .collect()
     }
 }

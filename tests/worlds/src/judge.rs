@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rollcall_capacity::{Capacity, Place};
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId,
-    event::{AgentEvent, EventBody, ExecutionEvent, RecoveryReason},
+    event::{AgentEvent, EventBody, ExecutionEvent, Recovered, RecoveryReason, TerminateOutcome},
     execution::{Execution, Standing, State},
 };
 
@@ -169,16 +169,46 @@ fn earned(stage: &Stage, id: &ExecutionId, event: &ExecutionEvent) -> Verdict {
     Err(broken(5, format!("{} of {report:?}, which was never reported", event.short_type())))
 }
 
+/// Invariant 7: where an agent's word that it is dead stands in the log, it was dead by then.
+fn buried_alive(stage: &Stage, entry: &Entry, lost: &Recovered, id: &ExecutionId) -> Verdict {
+    if !matches!(lost.terminate, TerminateOutcome::Confirmed | TerminateOutcome::NotRunning) {
+        return Ok(());
+    }
+    let truth = stage.truth.borrow();
+    let key = (lost.instance_id.clone(), id.clone(), lost.attempt);
+    let dead = |at: Option<&u64>| at.is_some_and(|at| *at <= entry.decided_at);
+    // Never begun there is dead as well.
+    let begun = truth.listed.contains_key(&key);
+    if dead(truth.over.get(&key)) || dead(truth.dropped.get(&key)) || !begun {
+        return Ok(());
+    }
+    let said = lost.terminate;
+    Err(broken(7, format!("{id}:{} was said to be dead ({said:?}) and runs on {}", key.2, key.0)))
+}
+
+/// Invariant 6: nobody is condemned for standing still that does not, or not for so long.
+fn stood_still(stage: &Stage, entry: &Entry, lost: &Recovered, before: &Execution) -> Verdict {
+    let key = (lost.instance_id.clone(), before.id().clone(), lost.attempt);
+    let since = stage.truth.borrow().stuck.get(&key).copied();
+    let timeout = before.request.stall_timeout_ms.unwrap_or(u64::MAX);
+    if since.is_some_and(|since| entry.decided_at.saturating_sub(since) + CLOCKS_APART_MS >= timeout) {
+        return Ok(());
+    }
+    Err(broken(6, format!("{}:{} moved within {timeout} ms and was called stalled", key.1, key.2)))
+}
+
 /// Invariant 6: nobody is condemned while its agent lists it within its time.
 fn condemned(stage: &Stage, entry: &Entry, event: &ExecutionEvent, before: &Execution) -> Verdict {
     let ExecutionEvent::Recovered(lost) = event else { return Ok(()) };
     if lost.returned {
         return Ok(());
     }
+    buried_alive(stage, entry, lost, before.id())?;
     match lost.reason {
         RecoveryReason::TimedOut => return in_time(stage, entry, lost.attempt, before),
-        // Bounds on what lasted too long by other measures.
-        RecoveryReason::Stale | RecoveryReason::Stalled => return Ok(()),
+        RecoveryReason::Stalled => return stood_still(stage, entry, lost, before),
+        // The bound on what lasted too long by any measure.
+        RecoveryReason::Stale => return Ok(()),
         _ => {}
     }
     let key = (lost.instance_id.clone(), before.id().clone(), lost.attempt);

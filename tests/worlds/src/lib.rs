@@ -4,7 +4,7 @@
 //! its seed. [`judge`] says after each run whether an invariant of the design was broken.
 //!
 //! What is real: `rollcall_core`'s aggregates, `watchdog::state` with its judgement, `dispatcher::{state, decide}`,
-//! `health_prober::{hear, state, decide}`, `rollcall_capacity::ModelCapacity`. The shells around them are small copies of
+//! `health_prober::{hear, state, decide}`, `rollcall_agent::state`, `rollcall_capacity::ModelCapacity`. The shells around them are small copies of
 //! the services' own, step by step in the same order; a service can die between any two steps.
 
 mod agent;
@@ -38,6 +38,8 @@ pub enum Defect {
     VoidCountedAsAbsent,
     /// Who does not hold a slot gives back somebody else's.
     ReleaseWithoutCheck,
+    /// An agent starts what it was told to end before it came.
+    NoTombstone,
 }
 
 /// A world to be run.

@@ -31,6 +31,7 @@ pub(crate) fn begin(stage: &Rc<Stage>) {
         loss: exec.between(0, 30),
         twice: exec.between(0, 40),
         way_max: exec.between(3, 200),
+        astray: exec.between(0, 15),
     });
     let services = stage.places.borrow().len();
     for me in 0..services {
@@ -75,8 +76,8 @@ fn submit(stage: &Rc<Stage>, number: u64, agents: u64) {
         queue_ttl_ms: exec.between(10_000, 90_000),
         on_loss: if exec.chance(650) { OnLoss::Requeue } else { OnLoss::Fail },
         max_attempts: 3,
-        stall_timeout_ms: None,
-        lost_after_ms: None,
+        stall_timeout_ms: exec.chance(300).then(|| exec.between(2_000, 5_000)),
+        lost_after_ms: exec.chance(200).then(|| exec.between(1_000, 5_000)),
         delivery: Delivery::Push,
         labels: BTreeMap::new(),
         request_sha256: String::new(),

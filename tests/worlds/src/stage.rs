@@ -46,12 +46,17 @@ pub(crate) struct Weather {
     pub loss: u64,
     /// Delivered twice, of a thousand.
     pub twice: u64,
-    /// Longest way, in milliseconds. Messages of different lengths of way overtake each other.
+    /// Longest ordinary way, in milliseconds. Messages of different lengths of way overtake each other.
     pub way_max: u64,
+    /// On a long way, of a thousand: several heartbeats of the same instance overtake such a one.
+    pub astray: u64,
 }
 
+/// The longest way of all.
+const ASTRAY_MAX_MS: u64 = 4_000;
+
 impl Weather {
-    pub(crate) const FAIR: Self = Self { loss: 0, twice: 0, way_max: 3 };
+    pub(crate) const FAIR: Self = Self { loss: 0, twice: 0, way_max: 3, astray: 0 };
 }
 
 /// A service's connection.
@@ -97,6 +102,10 @@ pub(crate) struct Truth {
     pub listed: BTreeMap<(InstanceId, ExecutionId, u32), Vec<u64>>,
     /// When the instance stopped holding it.
     pub dropped: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
+    /// When the work itself ended there, reported or not.
+    pub over: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
+    /// Since when it stands still there.
+    pub stuck: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
     /// Everything that agents reported, whether it arrived or not.
     pub reported: BTreeSet<(AgentId, ExecutionId, u32, &'static str)>,
     /// When capacity was wiped.
@@ -187,7 +196,11 @@ impl Stage {
     /// How long a message is on its way; `None`: lost.
     pub(crate) fn way(&self) -> Option<u64> {
         let weather = self.weather.get();
-        (!self.exec.chance(weather.loss)).then(|| self.exec.between(1, weather.way_max))
+        if self.exec.chance(weather.loss) {
+            return None;
+        }
+        let longest = if self.exec.chance(weather.astray) { ASTRAY_MAX_MS } else { weather.way_max };
+        Some(self.exec.between(1, longest))
     }
 
     pub(crate) fn comes_twice(&self) -> bool {
@@ -271,7 +284,7 @@ impl Stage {
         }
     }
 
-    /// A heartbeat goes out to every service that listens.
+    /// A heartbeat goes out to every service that listens. True: it gets to all of them, by an ordinary way.
     pub(crate) fn broadcast(self: &Rc<Self>, beat: &Rc<Beat>) -> bool {
         let mut clean = true;
         for me in 0..self.places.borrow().len() {
@@ -280,6 +293,7 @@ impl Stage {
                     clean = false;
                     continue;
                 };
+                clean &= way <= self.weather.get().way_max;
                 let (stage, beat) = (Rc::clone(self), Rc::clone(beat));
                 self.exec.later(way, move || {
                     if stage.link(me).bus_cut {
