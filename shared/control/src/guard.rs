@@ -90,15 +90,26 @@ fn never_v4(v4: Ipv4Addr) -> Option<&'static str> {
     }
 }
 
+/// Metadata services with an address that is private by its form, fc00::/7: whoever allows that range does not mean them.
+const METADATA_V6: [Ipv6Addr; 3] = [
+    Ipv6Addr::new(0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254), // Google
+    Ipv6Addr::new(0xfd00, 0x0042, 0, 0, 0, 0, 0, 0x0042), // Scaleway
+    Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1), // Akamai (Linode)
+];
+
 fn never_v6(v6: Ipv6Addr) -> Option<&'static str> {
     let s = v6.segments();
     if v6.is_loopback() {
         return None;
     }
-    if v6 == Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254) {
+    if METADATA_V6.contains(&v6) {
         return Some("a metadata service");
     }
     match s {
+        // Amazon keeps all of it for such services: instance metadata (::254), credentials of pods (::23), others.
+        [0xfd00, 0x0ec2, ..] => Some("a metadata service"),
+        // 169.254.169.254 at the end: Oracle's, and any other one behind a NAT64 of whatever prefix.
+        [.., 0xa9fe, 0xa9fe] => Some("a metadata service"),
         // The address below decides nothing: whoever means a v4 address can write one.
         [0, 0, 0, 0, 0, 0xffff, ..] => Some("v4-mapped"),
         [0, 0, 0, 0, 0xffff, 0, ..] => Some("v4-translated"),
@@ -106,6 +117,7 @@ fn never_v6(v6: Ipv6Addr) -> Option<&'static str> {
         [0x64, 0xff9b, ..] => Some("NAT64"),
         [0x2002, ..] => Some("6to4"),
         [0x2001, 0, ..] => Some("Teredo"),
+        [_, _, _, _, 0 | 0x200, 0x5efe, ..] => Some("ISATAP"),
         [0x2001, 0xdb8, ..] => Some("for documentation"),
         [first, ..] if first & 0xffc0 == 0xfe80 => Some("link-local"),
         [first, ..] if first & 0xffc0 == 0xfec0 => Some("site-local"),
@@ -125,26 +137,50 @@ mod tests {
 
     #[test]
     fn some_addresses_are_never_connected_to_whoever_names_them() {
-        let guard = Guard::new(vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]);
+        let guard = Guard::new(vec!["10.0.0.0/8".parse().unwrap(), "fc00::/7".parse().unwrap()]);
         for address in [
             "169.254.169.254",
-            "169.254.0.1",
+            "169.254.170.2",
+            "169.254.0.0",
+            "169.254.255.255",
             "0.0.0.0",
+            "0.1.2.3",
             "100.100.100.200",
+            "100.64.0.1",
             "168.63.129.16",
+            "192.0.0.192",
+            "192.88.99.1",
             "224.0.0.1",
             "255.255.255.255",
             "fe80::1",
+            "fe80::a9fe:a9fe",
+            "febf::1",
             "fec0::1",
             "ff02::1",
             "::",
             "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd00:ec2:1::1",
+            "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
+            "fd00:42::42",
+            "fd00:a9fe:a9fe::1",
+            "fd12:64::a9fe:a9fe",
+            "2606:4700:64::a9fe:a9fe",
+            "fd12::5efe:a00:1",
+            "fd12::200:5efe:a00:1",
             "::ffff:169.254.169.254",
             "::ffff:10.0.0.1",
             "::ffff:8.8.8.8",
             "::169.254.169.254",
             "64:ff9b::a9fe:a9fe",
             "64:ff9b:1::a9fe:a9fe",
+            "64:ff9b:1:a9fe:a9:fe00::",
+            "64:ff9b::a83f:8110",
+            "::ffff:100.100.100.200",
+            "::168.63.129.16",
+            "2002:6464:64c8::",
+            "2001:0:5ef5:79fb::5601:5601",
             "64:ff9b::808:808",
             "2002:a9fe:a9fe::1",
             "2001:0:a9fe:a9fe::1",
@@ -160,7 +196,7 @@ mod tests {
     #[test]
     fn private_addresses_are_for_operators_and_for_what_operators_allow() {
         let guard = Guard::new(vec!["10.1.0.0/16".parse().unwrap(), "::1/128".parse().unwrap()]);
-        for address in ["127.0.0.1", "10.2.0.1", "172.16.3.4", "192.168.1.1", "fd12::1"] {
+        for address in ["127.0.0.1", "10.2.0.1", "172.16.3.4", "192.168.1.1", "fd12::1", "fd20:ce::1"] {
             assert!(matches!(check(&guard, address, Trust::Agent), Err(Refusal::Private(_))), "{address}");
             assert_eq!(check(&guard, address, Trust::Operator), Ok(()), "{address}");
         }
