@@ -8,8 +8,10 @@ use rollcall_core::gaps::Gaps;
 use rollcall_core::{AgentId, Timestamp};
 
 mod live;
+mod probed;
 
 pub use live::*;
+pub use probed::{Listening, Nobody};
 
 /// Falls within [`FLAP_WINDOW_MS`] that make an agent flapping (PROTOCOL.md 2).
 pub const FLAP_FALLS: usize = 4;
@@ -345,6 +347,9 @@ impl Fleet {
             entry.live.heard_at = entry.live.heard_at.map(|_| now);
             entry.live.anchor = now;
             entry.live.claims_since = now;
+            if let Some(probe) = &mut entry.live.probe {
+                probe.listening.rebase(now);
+            }
         }
     }
 

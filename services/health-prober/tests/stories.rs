@@ -315,6 +315,46 @@ async fn a_probe_degrades_and_both_channels_together_are_silence() {
     prober.stop().await;
 }
 
+/// What a `nats` probe says of an agent whose heartbeats come every quarter of a second.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_who_answers_the_ping_is_a_failure_of_who_answered_before_and_not_around_a_reconnect() {
+    let mut stage = Stage::open().await;
+    let settings = [("ROLLCALL_PROBE_INTERVAL_MS", "1000"), ("ROLLCALL_PROBE_TIMEOUT_MS", "500")];
+    let prober = stage.prober_with(&settings).await;
+    // `calm` has an interval that does not end while this runs.
+    let (probe, calm) = (
+        json!({ "probe": { "kind": "nats", "url": "" } }),
+        json!({ "probe": { "kind": "nats", "url": "" }, "interval_ms": 60000 }),
+    );
+    let calm_listens = stage.answer_pings("calm", "i1").await;
+    let brisk_listens = stage.answer_pings("brisk", "i1").await;
+    let _beats = (
+        stage.keep_beating_with("deaf", "i1", probe.clone()),
+        stage.keep_beating_with("calm", "i1", calm),
+        stage.keep_beating_with("brisk", "i1", probe),
+    );
+    for agent in ["calm", "brisk"] {
+        stage.until_view(agent, |view| view["probe"]["last_result"] == "ok").await;
+    }
+    let says = |view: &serde_json::Value, what: &str| {
+        view["probe"]["last_result"].as_str().is_some_and(|result| result.starts_with(what))
+    };
+    stage.until_view("deaf", |view| says(view, "void: no_responders: it never answered")).await;
+    // NATS restarts; the prober is back before an agent that is slow to come back.
+    calm_listens.stop().await;
+    stage.server.restart().unwrap();
+    stage.until_agents(|answer| answer["sight"]["since"].is_string()).await;
+    stage.until_view("calm", |view| says(view, "void: no_responders: nobody")).await;
+    // Who beats on and does not listen any more is not well.
+    stage.until_view("brisk", |view| view["probe"]["last_result"] == "ok").await;
+    brisk_listens.stop().await;
+    stage.until_view("brisk", |view| view["status"] == "degraded" && says(view, "no_responders")).await;
+    for agent in ["deaf", "calm"] {
+        assert_eq!(stage.types(agent).await, ["agent.registered", "agent.connected"], "{agent}");
+    }
+    prober.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_down_on_every_channel_is_not_probed_again_for_every_heartbeat_that_it_misses() {
     let stage = Stage::open().await;

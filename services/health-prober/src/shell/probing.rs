@@ -11,13 +11,13 @@ use uuid::Uuid;
 use super::Shell;
 use crate::agents_file::FileAgent;
 use crate::decide::Wish;
-use crate::detector::{Channel, Evidence};
+use crate::detector::{Cause, Channel, Evidence};
 use crate::probe::scheduler::Report;
 use crate::probe::{Found, Target};
 use rollcall_control::Trust;
 use rollcall_core::agent::FILE_INSTANCE_PREFIX;
 
-use crate::state::{Index, ProbeSeen};
+use crate::state::{Index, Listening, Nobody, ProbeSeen, interval_ms};
 
 /// An answer that takes more than this share of the probe's timeout is slow.
 const SLOW_SHARE: u32 = 2;
@@ -67,6 +67,7 @@ impl Shell {
             trust,
             generation,
             channel: if silent { Channel::bad() } else { Channel::default() },
+            listening: Listening::of(&entry.known),
             result: "not probed yet".to_owned(),
             checked_at: None,
             latency_ms: None,
@@ -82,8 +83,12 @@ impl Shell {
         let disturbed = self.fleet.deaf || started < self.fleet.floor.as_millis() || self.holds(now);
         let slow_after = self.probe_timeout / SLOW_SHARE;
         let policy = &self.policy;
+        let (floor, reconnected_at) = (self.fleet.floor, self.fleet.reconnected_at);
         let Some(entry) = self.fleet.get_mut(report.index) else { return };
         let successes = policy.successes(entry.known.agent.flapping);
+        let silent = entry.known.agent.status.is_some_and(Status::is_silent) && !entry.known.is_fresh();
+        let interval = interval_ms(&entry.known, &entry.live, policy);
+        let silent_since = entry.known.beats().then(|| entry.live.silent_from(floor));
         let Some(seen) = entry.live.probe.as_deref_mut().filter(|seen| seen.generation == report.generation)
         else {
             return;
@@ -91,11 +96,18 @@ impl Shell {
         let before = seen.channel;
         seen.checked_at = Some(now);
         seen.latency_ms = Some(u64::try_from(report.took.as_millis()).unwrap_or(u64::MAX));
+        if report.found == Found::Good {
+            seen.listening.answered();
+        }
         let (evidence, result) = match report.found {
             Found::Good if report.took >= slow_after => (Evidence::Slow, "slow".to_owned()),
             Found::Good => (Evidence::Good, "ok".to_owned()),
             Found::Bad(cause, words) if disturbed => {
                 (Evidence::Void, format!("void: {}: {words}", cause.as_str()))
+            }
+            Found::Bad(Cause::NoResponders, words) => {
+                let nobody = seen.listening.nobody(now, interval, silent_since, reconnected_at);
+                nobody_listens(seen, nobody, &words)
             }
             Found::Bad(cause, words) => (Evidence::Bad(cause), format!("{}: {words}", cause.as_str())),
             Found::Void(words) => (Evidence::Void, format!("void: {words}")),
@@ -110,7 +122,7 @@ impl Shell {
                 return;
             }
         };
-        seen.channel.take(evidence, successes);
+        seen.count(evidence, successes, silent);
         seen.result = result;
         if seen.channel != before {
             entry.live.settled = false;
@@ -175,6 +187,19 @@ impl Shell {
         self.reconcile(index);
         self.sync_probe(index);
         self.rearm(index);
+    }
+}
+
+/// What "no responders" is worth, and in words.
+fn nobody_listens(seen: &mut ProbeSeen, nobody: Nobody, words: &str) -> (Evidence, String) {
+    match nobody {
+        Nobody::Counts => (Evidence::Bad(Cause::NoResponders), format!("no_responders: {words}")),
+        Nobody::TooSoon => (Evidence::Void, format!("void: no_responders: {words}")),
+        Nobody::NeverAnswered => {
+            // No channel: whether it ever listens there is not known.
+            seen.channel = Channel::default();
+            (Evidence::Void, "void: no_responders: it never answered there".to_owned())
+        }
     }
 }
 

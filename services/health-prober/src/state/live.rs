@@ -6,7 +6,7 @@ use rollcall_core::gaps::Steps;
 use rollcall_core::wire::{AgentState, Endpoint};
 use rollcall_core::{InstanceId, Timestamp};
 
-use super::Known;
+use super::{Known, Listening};
 use crate::config::Policy;
 use crate::detector::{Cause, Channel, Channels, Evidence, Grade};
 use rollcall_control::Trust;
@@ -66,6 +66,8 @@ pub struct ProbeSeen {
     pub generation: u64,
     /// Its counters.
     pub channel: Channel,
+    /// Who listens where it is asked over the bus.
+    pub listening: Listening,
     /// `ok`, `slow`, a cause, or why it is not probed.
     pub result: String,
     /// When.

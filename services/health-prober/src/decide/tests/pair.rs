@@ -6,7 +6,7 @@ use rollcall_core::wire::Endpoint;
 
 use super::*;
 use crate::detector::Evidence;
-use crate::state::{Answers, ProbeSeen};
+use crate::state::{Answers, Listening, ProbeSeen};
 
 /// Appends that one piece of evidence may lead to: a takeover takes three, and the other may have something to add.
 const STEPS_MAX: usize = 5;
@@ -28,6 +28,7 @@ impl Pair {
                 trust: Trust::Agent,
                 generation: 1,
                 channel: Channel::default(),
+                listening: Listening::default(),
                 result: String::new(),
                 checked_at: None,
                 latency_ms: None,
