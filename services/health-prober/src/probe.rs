@@ -53,7 +53,7 @@ impl Found {
 }
 
 /// A timeout that is noticed so much later than it was due is our own fault. As long as a stall of the shell's loop.
-const LATE_MAX: Duration = Duration::from_millis(250);
+pub const LATE_MAX: Duration = Duration::from_millis(250);
 /// Longest description of a failure, in characters.
 const WORDS_MAX: usize = 200;
 

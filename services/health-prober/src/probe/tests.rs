@@ -9,7 +9,6 @@ use super::*;
 mod guarded;
 mod protocols;
 mod server;
-mod sweep;
 mod tls;
 
 use server::Server;

@@ -1,16 +1,24 @@
 //! Ten thousand endpoints of which a thousand hang, over real connections, with the settings that nobody changed.
+//!
+//! It measures times, so it is a test binary of its own, with nothing else in it: cargo runs one after the other.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::AtomicI64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
+use health_prober::detector::Cause;
+use health_prober::probe::scheduler::{Bounds, Report, Scheduler, raise_file_limit};
+use health_prober::probe::{Found, LATE_MAX, Prober, Roots, Target};
+use rollcall_control::{Guard, Trust};
+use rollcall_core::wire::Endpoint;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-
-use super::*;
-use crate::probe::scheduler::{Bounds, Report, Scheduler, raise_file_limit};
 
 const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -133,7 +141,13 @@ impl Watched {
             9 => ("tcp", hosts.url("tcp", host, "")),
             _ => ("http", hosts.url("http", host, &format!("/agent/{index}"))),
         };
-        Self { target: target(kind, &url), host, hangs }
+        let target = Target {
+            agent_id: "a".parse().unwrap(),
+            instance_id: "i".parse().unwrap(),
+            endpoint: Endpoint { kind: kind.to_owned(), url },
+            trust: Trust::Agent,
+        };
+        Self { target, host, hangs }
     }
 
     /// Whether this says anything: what a machine that stalls finds is void, and held against nobody.
@@ -155,8 +169,8 @@ async fn ten_thousand_endpoints_of_which_a_thousand_hang_are_swept_within_one_in
     // Both ends of every connection are open here.
     let bounds = Bounds::within(raise_file_limit().unwrap() / 2);
     let hosts = Hosts::start();
-    let mut prober = prober();
-    prober.timeout = TIMEOUT;
+    let guard = Guard::new(vec!["127.0.0.0/8".parse().unwrap()]);
+    let prober = Prober::new(guard, Roots::of_this_machine(), None, TIMEOUT);
     let all: Arc<Vec<_>> = Arc::new((0..ENDPOINTS).map(|index| Watched::new(&hosts, index)).collect());
     assert_eq!(all.iter().filter(|watched| watched.hangs).count(), 1000);
     let scheduler = Scheduler::new(INTERVAL, bounds);
