@@ -9,6 +9,7 @@ use rollcall_core::subject::Subjects;
 use rollcall_core::wire::Endpoint;
 use rollcall_core::{AgentId, InstanceId};
 use rollcall_nats::Bus;
+use tokio::sync::Semaphore;
 
 use crate::detector::Cause;
 use rollcall_control::{Guard, Trust, is_ours};
@@ -16,6 +17,7 @@ use rollcall_control::{Guard, Trust, is_ours};
 mod a2a;
 mod acp;
 mod dial;
+mod events;
 mod exchange;
 mod grpc;
 mod http;
@@ -54,8 +56,13 @@ impl Found {
 
 /// A timeout that is noticed so much later than it was due is our own fault. As long as a stall of the shell's loop.
 pub const LATE_MAX: Duration = Duration::from_millis(250);
+/// What is said of such a timeout.
+const TOO_SLOW: &str = "we were too slow ourselves";
 /// Longest description of a failure, in characters.
 const WORDS_MAX: usize = 200;
+
+/// Sessions that are being ended at once beside the probes, which end theirs themselves.
+const ENDINGS_MAX: usize = 64;
 
 /// What is probed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +90,8 @@ pub struct Prober {
     pub bus: Option<(Bus, Subjects)>,
     /// Time one probe may take.
     pub timeout: Duration,
+    /// For sessions that a probe could not end itself.
+    endings: Arc<Semaphore>,
 }
 
 impl Prober {
@@ -95,20 +104,16 @@ impl Prober {
             tls: Tls::new(roots),
             bus,
             timeout,
+            endings: Arc::new(Semaphore::new(ENDINGS_MAX)),
         }
     }
 
     /// Probes once, over a connection that is still warm if there is one. Never takes longer than its timeout.
     pub async fn probe(&self, target: &Target, warm: &mut Warm) -> (Found, Duration) {
         let started = Instant::now();
-        let found = match tokio::time::timeout(self.timeout, self.dispatch(target, warm)).await {
-            Ok(found) => found,
-            // Our own timer was late: so was everything else here, and it may have answered long ago.
-            Err(_) if started.elapsed() >= self.timeout + LATE_MAX => {
-                Found::Void("we were too slow ourselves".to_owned())
-            }
-            Err(_) => Found::bad(Cause::Timeout, format!("no answer within {} ms", self.timeout.as_millis())),
-        };
+        let over = || Found::bad(Cause::Timeout, format!("no answer within {} ms", self.timeout.as_millis()));
+        let found =
+            within(self.timeout, self.dispatch(target, warm), over).await.unwrap_or_else(|found| found);
         if !matches!(found, Found::Good) {
             warm.clear();
         }
@@ -169,6 +174,19 @@ fn host_of(target: &Target) -> String {
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
     host.to_ascii_lowercase()
+}
+
+/// Waits at most so long; else it is as `over` says, or our own fault: when our own timer was late, so was everything else
+/// here, and it may have answered long ago.
+async fn within<F: Future>(
+    limit: Duration,
+    future: F,
+    over: impl FnOnce() -> Found,
+) -> Result<F::Output, Found> {
+    let started = Instant::now();
+    tokio::time::timeout(limit, future).await.map_err(|_| {
+        if started.elapsed() >= limit + LATE_MAX { Found::Void(TOO_SLOW.to_owned()) } else { over() }
+    })
 }
 
 /// What an I/O error says about the other side.

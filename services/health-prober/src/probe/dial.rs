@@ -8,7 +8,7 @@ use url::{Host, Url};
 
 use super::resolve::ResolveError;
 use super::tls::Inside;
-use super::{Checked, Found, Prober, blame};
+use super::{Checked, Found, Prober, blame, within};
 use crate::detector::Cause;
 use rollcall_control::Trust;
 
@@ -87,20 +87,17 @@ impl Prober {
     async fn resolve(&self, place: &Place) -> Result<Vec<SocketAddr>, Found> {
         let host = &place.host;
         let patience = self.timeout * RESOLVE_SHARE.0 / RESOLVE_SHARE.1;
-        match tokio::time::timeout(patience, self.resolver.resolve(host, place.port)).await {
-            Ok(Ok(found)) => Ok(found),
-            Ok(Err(ResolveError::Failed(error))) => {
+        let over = || {
+            let patience = patience.as_millis();
+            Found::bad(Cause::Dns, format!("{host} does not resolve: no answer within {patience} ms"))
+        };
+        match within(patience, self.resolver.resolve(host, place.port), over).await? {
+            Ok(found) => Ok(found),
+            Err(ResolveError::Failed(error)) => {
                 Err(Found::bad(Cause::Dns, format!("{host} does not resolve: {error}")))
             }
-            Ok(Err(error @ (ResolveError::Busy | ResolveError::Ours(_)))) => {
+            Err(error @ (ResolveError::Busy | ResolveError::Ours(_))) => {
                 Err(Found::Void(format!("{host}: {error}")))
-            }
-            Err(_) => {
-                let patience = patience.as_millis();
-                Err(Found::bad(
-                    Cause::Dns,
-                    format!("{host} does not resolve: no answer within {patience} ms"),
-                ))
             }
         }
     }
@@ -112,14 +109,15 @@ impl Prober {
         let share = self.timeout / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
         let mut failed = None;
         for Checked(address) in addresses {
-            let found = match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            let over = || Found::bad(Cause::Timeout, format!("connect to {address}: no answer"));
+            let found = match within(share, TcpStream::connect(address), over).await {
                 Ok(Ok(stream)) => {
                     // Small exchanges: waiting to fill a packet would only add to the latency that is measured.
                     let _ = stream.set_nodelay(true);
                     return Ok(stream);
                 }
                 Ok(Err(error)) => blame(&error, &format!("connect to {address}")),
-                Err(_) => Found::bad(Cause::Timeout, format!("connect to {address}: no answer")),
+                Err(found) => found,
             };
             // That we have no way to one of its addresses does not speak for the others.
             if !(matches!(failed, Some(Found::Bad(..))) && matches!(found, Found::Void(_))) {

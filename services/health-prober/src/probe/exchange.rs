@@ -1,5 +1,7 @@
 //! One HTTP request and its answer, over a warm connection where there is one. Never follows a redirect.
 
+use std::pin::pin;
+
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -7,22 +9,29 @@ use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use url::Url;
 
 use super::dial::{Place, place};
+use super::events::{Events, reply_to};
 use super::tls::{Inside, blame_stream};
 use super::{Found, Prober, Target};
 use crate::detector::Cause;
 
 /// Most bytes of an answer's body that are read.
 const BODY_MAX: usize = 64 * 1024;
+/// Part of the timeout after which a kept connection without an answer gets a fresh one beside it. It may be half-open:
+/// firewalls forget idle connections without a word. Small enough that what answers over the fresh one is not called slow.
+const WARM_SHARE: u32 = 4;
 /// What is said of ourselves.
 pub(super) const AGENT_NAME: &str = concat!("rollcall-health-prober/", env!("CARGO_PKG_VERSION"));
+
+type Sender = http1::SendRequest<Full<Bytes>>;
 
 /// A connection that is kept for the next probe of the same target.
 #[derive(Debug, Default)]
 pub struct Warm {
-    sender: Option<http1::SendRequest<Full<Bytes>>>,
+    sender: Option<Sender>,
     /// Which dialect this target was found to speak, where there are several.
     pub(super) dialect: u8,
     counted: bool,
@@ -71,8 +80,8 @@ pub(super) enum Want {
     Status,
     /// All of it.
     Body,
-    /// One message of JSON-RPC, alone or as the first event of a stream.
-    Message,
+    /// The answer of JSON-RPC to the request of this id, alone or in a stream of events.
+    Reply(u32),
 }
 
 impl Ask {
@@ -85,7 +94,10 @@ impl Ask {
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
+    /// Unless only its status or a reply was wanted.
     pub(super) body: Bytes,
+    /// The reply, if one was wanted and came.
+    pub(super) reply: Option<Value>,
 }
 
 impl Answer {
@@ -110,42 +122,57 @@ impl Prober {
         place(&target.endpoint.url, &WEB).map(|(url, _)| url)
     }
 
-    /// Asks, and asks again over a new connection if the warm one turned out to be closed.
+    /// Asks over the warm connection, if there is one, and asks again over a fresh one if that breaks or says nothing:
+    /// whatever goes wrong on the warm one, a fresh connection decides.
     pub(super) async fn exchange(&self, target: &Target, warm: &mut Warm, ask: Ask) -> Result<Answer, Found> {
         let (_, place) = place(ask.url.as_str(), &WEB)?;
-        // Whatever goes wrong on the warm one, a fresh connection decides.
-        if warm.is_kept()
-            && let Some(mut sender) = warm.sender.take()
-            && sender.ready().await.is_ok()
-            && let Ok(answer) = once(&mut sender, &ask, &place).await
-        {
-            keep(warm, sender, &answer);
-            return Ok(answer);
-        }
-        let stream = self.dial(&place, target.trust, Inside::Http1).await?;
+        let fresh = self.ask_anew(target, &ask, &place);
+        let (sender, answer) = match warm.sender.take().filter(|sender| !sender.is_closed()) {
+            None => fresh.await?,
+            Some(sender) => {
+                let mut kept = pin!(ask_again(sender, &ask, &place));
+                match tokio::time::timeout(self.timeout / WARM_SHARE, &mut kept).await {
+                    Ok(Some(answered)) => answered,
+                    Ok(None) => fresh.await?,
+                    // It may also be slow and nothing else.
+                    Err(_) => tokio::select! {
+                        biased;
+                        Some(answered) = &mut kept => answered,
+                        answered = fresh => answered?,
+                    },
+                }
+            }
+        };
+        keep(warm, sender, &answer);
+        Ok(answer)
+    }
+
+    async fn ask_anew(&self, target: &Target, ask: &Ask, place: &Place) -> Result<(Sender, Answer), Found> {
+        let stream = self.dial(place, target.trust, Inside::Http1).await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| blame_http(&error))?;
         tokio::spawn(async move {
             // Its end is seen by the sender.
             let _ = connection.await;
         });
-        let answer = once(&mut sender, &ask, &place).await?;
-        keep(warm, sender, &answer);
-        Ok(answer)
+        let answer = once(&mut sender, ask, place).await?;
+        Ok((sender, answer))
     }
 }
 
-fn keep(warm: &mut Warm, sender: http1::SendRequest<Full<Bytes>>, answer: &Answer) {
+async fn ask_again(mut sender: Sender, ask: &Ask, place: &Place) -> Option<(Sender, Answer)> {
+    sender.ready().await.ok()?;
+    let answer = once(&mut sender, ask, place).await.ok()?;
+    Some((sender, answer))
+}
+
+fn keep(warm: &mut Warm, sender: Sender, answer: &Answer) {
     if answer.status.is_success() && !sender.is_closed() {
         warm.sender = Some(sender);
     }
 }
 
-async fn once(
-    sender: &mut http1::SendRequest<Full<Bytes>>,
-    ask: &Ask,
-    place: &Place,
-) -> Result<Answer, Found> {
+async fn once(sender: &mut Sender, ask: &Ask, place: &Place) -> Result<Answer, Found> {
     let mut request = Request::new(Full::new(ask.body.clone()));
     request.method_mut().clone_from(&ask.method);
     let path = match ask.url.query() {
@@ -174,7 +201,7 @@ async fn read(response: Response<Incoming>, want: Want) -> Result<Answer, Found>
         .get(CONTENT_TYPE)
         .and_then(|kind| kind.to_str().ok())
         .is_some_and(|kind| kind.starts_with("text/event-stream"));
-    let mut collected = BytesMut::new();
+    let (mut collected, mut events, mut reply) = (BytesMut::new(), Events::default(), None);
     let mut total = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| blame_http(&error))?;
@@ -187,29 +214,25 @@ async fn read(response: Response<Incoming>, want: Want) -> Result<Answer, Found>
             }
             return Err(Found::bad(Cause::Protocol, format!("its answer has over {BODY_MAX} bytes")));
         }
-        if want != Want::Status {
-            collected.extend_from_slice(data);
-        }
-        if streams && want == Want::Message && first_event(&collected).is_some() {
-            break;
+        match want {
+            Want::Status => {}
+            Want::Reply(id) if streams => {
+                events.push(data);
+                reply = std::iter::from_fn(|| events.next()).find_map(|event| reply_to(id, &event));
+                // The stream may stay open for good.
+                if reply.is_some() {
+                    break;
+                }
+            }
+            Want::Body | Want::Reply(_) => collected.extend_from_slice(data),
         }
     }
-    let body = match first_event(&collected) {
-        Some(event) if streams && want == Want::Message => event,
-        _ => collected.freeze(),
-    };
-    Ok(Answer { status: parts.status, headers: parts.headers, body })
-}
-
-/// The data of the first complete event of a stream of them.
-fn first_event(bytes: &[u8]) -> Option<Bytes> {
-    let text = std::str::from_utf8(bytes).ok()?.replace("\r\n", "\n");
-    let complete = text.rfind("\n\n").map(|end| &text[..end])?;
-    complete.split("\n\n").find_map(|event| {
-        let data: Vec<&str> =
-            event.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim_start).collect();
-        (!data.is_empty()).then(|| Bytes::from(data.join("\n")))
-    })
+    if let Want::Reply(id) = want
+        && !streams
+    {
+        reply = reply_to(id, &collected);
+    }
+    Ok(Answer { status: parts.status, headers: parts.headers, body: collected.freeze(), reply })
 }
 
 /// What a failed exchange says about the other side.

@@ -65,6 +65,8 @@ async fn ask(
     match parts.status.as_u16() {
         200 => {}
         401 | 403 => return Ok(Found::bad(Cause::Auth, format!("answered {}", parts.status))),
+        // What stands before it has nobody behind it: UNAVAILABLE, as gRPC reads these.
+        429 | 502..=504 => return Ok(Found::bad(Cause::Status, format!("answered {}", parts.status))),
         _ => return Ok(Found::bad(Cause::Protocol, format!("answered {}, which is not gRPC", parts.status))),
     }
     let mut data = BytesMut::new();
@@ -92,7 +94,8 @@ fn judge(code: &str, data: &[u8]) -> Found {
         },
         // PERMISSION_DENIED, UNAUTHENTICATED
         "7" | "16" => Found::bad(Cause::Auth, format!("grpc status {code}")),
-        // NOT_FOUND: it does not know the service. UNIMPLEMENTED: it has no health service.
+        // NOT_FOUND: it does not know the service. UNIMPLEMENTED: it has no health service, so nothing says that it is
+        // well, and whoever configured this probe is told so.
         "5" | "12" => {
             Found::bad(Cause::Protocol, format!("grpc status {code}: it does not serve this health check"))
         }

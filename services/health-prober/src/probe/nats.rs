@@ -1,4 +1,7 @@
-//! NATS: the instance answers its `ping`, or a service answers `$SRV.PING.<name>`.
+//! NATS: the instance answers its `ping`, or a service answers `$SRV.PING.<name>`. The question is asked in the services'
+//! account: a service of agents that live in an account of their own (deploy/nats.conf) is not found there.
+//!
+//! What "no responders" is worth is decided where more is known than here (`state::probed`).
 
 use bytes::Bytes;
 use rollcall_core::ids::is_valid_id;
@@ -6,7 +9,7 @@ use rollcall_core::subject::AgentVerb;
 use rollcall_core::wire::PingReply;
 use rollcall_nats::RequestError;
 
-use super::{Found, Prober, Target};
+use super::{Found, LATE_MAX, Prober, Target};
 use crate::detector::Cause;
 
 pub(super) async fn probe(prober: &Prober, target: &Target) -> Found {
@@ -24,7 +27,8 @@ pub(super) async fn probe(prober: &Prober, target: &Target) -> Found {
         let shown: String = name.chars().take(80).collect();
         return Found::Skipped(format!("{shown:?} is no name of a service"));
     };
-    match bus.request(subject, Bytes::from_static(b"{}"), prober.timeout).await {
+    // The probe's own timeout is due before: if this one is noticed first, both are late.
+    match bus.request(subject, Bytes::from_static(b"{}"), prober.timeout + LATE_MAX).await {
         Ok(answer) if name.is_empty() => match serde_json::from_slice::<PingReply>(&answer.payload) {
             Ok(reply) if reply.instance_id == target.instance_id => Found::Good,
             Ok(_) => Found::bad(Cause::Identity, "another instance answered"),
@@ -36,7 +40,6 @@ pub(super) async fn probe(prober: &Prober, target: &Target) -> Found {
             Err(_) => Found::bad(Cause::Protocol, "its answer is no answer of a service"),
         },
         Err(RequestError::NoResponders) => Found::bad(Cause::NoResponders, "nobody listens there"),
-        Err(RequestError::Timeout) => Found::bad(Cause::Timeout, "no answer in time"),
         Err(error) => Found::Void(error.to_string()),
     }
 }

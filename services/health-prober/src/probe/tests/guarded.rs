@@ -43,6 +43,13 @@ async fn literal_addresses_are_checked_in_every_spelling() {
         }
     }
     assert_eq!(server.connections(), 0, "nobody was connected to");
+    for url in
+        ["http://127.0.0.1%00/", "http://[fe80::1%25lo]/", "http://user@127.0.0.1/", "tcp://x:y@127.0.0.1:80"]
+    {
+        let kind = url.split(':').next().unwrap();
+        let found = probe(&prober(), kind, url).await;
+        assert!(matches!(found, Found::Skipped(_)), "{url}: {found:?}");
+    }
     // Allowed ranges are for plain addresses of theirs only.
     assert_eq!(probe(&prober(), "http", &format!("http://127.0.0.1:{port}/")).await, Found::Good);
     assert_refused(&probe(&prober(), "http", &format!("http://[::ffff:127.0.0.1]:{port}/")).await, "mapped");
@@ -103,6 +110,28 @@ async fn operators_may_mean_private_addresses() {
     let mut target = target("http", &server.url("/"));
     target.trust = Trust::Operator;
     assert_eq!(strict.probe(&target, &mut Warm::default()).await.0, Found::Good);
-    target.endpoint.url = "http://169.254.169.254/latest/meta-data/".to_owned();
-    assert_refused(&strict.probe(&target, &mut Warm::default()).await.0, "metadata");
+    // The cloud's metadata service is nobody's, in whatever spelling. Some are read by the resolver.
+    let everywhere = prober_allowing(&["10.0.0.0/8", "fc00::/7"]);
+    for (kind, schemes) in [("http", ["http", "https"]), ("tcp", ["tcp"; 2]), ("grpc", ["grpc", "grpcs"])] {
+        for host in [
+            "169.254.169.254",
+            "0xa9fea9fe",
+            "2852039166",
+            "0251.0376.0251.0376",
+            "169.254.43518",
+            "[::ffff:169.254.169.254]",
+            "[::a9fe:a9fe]",
+            "[64:ff9b::169.254.169.254]",
+            "[fd00:ec2::254]",
+            "[fd00:ec2::23]",
+            "[fd20:ce::254]",
+            "[fd00:c1::a9fe:a9fe]",
+        ] {
+            for scheme in schemes {
+                target.endpoint =
+                    Endpoint { kind: kind.to_owned(), url: format!("{scheme}://{host}:8080/latest") };
+                assert_refused(&probe_target(&everywhere, &target).await, &target.endpoint.url);
+            }
+        }
+    }
 }

@@ -13,7 +13,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
+
+/// How long anything may take that is not itself about time.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// An HTTP/1.1 answer of one piece.
 pub(super) fn plain(status: &str, body: &str) -> Vec<u8> {
@@ -30,17 +36,29 @@ pub(super) fn json(body: &str) -> Vec<u8> {
     format!("{head} {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
-/// One event of a stream that stays open.
-pub(super) fn events(body: &str) -> Vec<u8> {
-    let event = format!(": hello\n\nevent: message\ndata: {body}\n\n");
+/// These events, of a stream that stays open: an empty one and a comment come first.
+pub(super) fn events(bodies: &[String]) -> Vec<u8> {
+    let mut event = "id: 0\nretry: 100\ndata:\n\n: hello\n\n".to_owned();
+    for body in bodies {
+        event += &format!("event: message\ndata: {body}\n\n");
+    }
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
     format!("{head}{:x}\r\n{event}\r\n", event.len()).into_bytes()
 }
 
-/// A port that nobody listens on.
-pub(super) async fn closed_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap().port()
+/// A port that nobody listens on, and nobody else can take as long as this lives.
+pub(super) struct ClosedPort(TcpSocket);
+
+impl ClosedPort {
+    pub(super) fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self(socket)
+    }
+
+    pub(super) fn number(&self) -> u16 {
+        self.0.local_addr().unwrap().port()
+    }
 }
 
 /// An address that swallows whatever is sent to it, for as long as this lives.
@@ -69,12 +87,24 @@ pub(super) struct Server {
     port: u16,
     connections: Arc<AtomicUsize>,
     requests: Arc<Mutex<Vec<String>>>,
+    /// Answers are held back.
+    held: Arc<watch::Sender<bool>>,
 }
 
 type Answerer = dyn Fn(&str) -> Vec<u8> + Send + Sync;
 
+/// Which requests are answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    All,
+    /// The first of each connection.
+    FirstOfEach,
+    /// Those on the first connection.
+    OnFirst,
+}
+
 enum Manner {
-    Answer(Arc<Answerer>),
+    Answer(Which, Arc<Answerer>),
     Secure(TlsAcceptor, Arc<Answerer>),
     Close,
     Hang,
@@ -82,7 +112,21 @@ enum Manner {
 
 impl Server {
     pub(super) async fn answering(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
-        Self::start(Manner::Answer(Arc::new(answer))).await
+        Self::start(Manner::Answer(Which::All, Arc::new(answer))).await
+    }
+
+    /// As [`Server::answering`], and each connection is dead after its first answer, without a word.
+    pub(super) async fn answering_once_per_connection(
+        answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(Manner::Answer(Which::FirstOfEach, Arc::new(answer))).await
+    }
+
+    /// As [`Server::answering`], and only the first connection is served.
+    pub(super) async fn answering_first_connection(
+        answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(Manner::Answer(Which::OnFirst, Arc::new(answer))).await
     }
 
     /// As [`Server::answering`], inside TLS.
@@ -109,23 +153,28 @@ impl Server {
             port: listener.local_addr().unwrap().port(),
             connections: Arc::default(),
             requests: Arc::default(),
+            held: Arc::new(watch::Sender::new(false)),
         };
+        let gate = Arc::clone(&server.held);
         let (connections, requests) = (Arc::clone(&server.connections), Arc::clone(&server.requests));
         tokio::spawn(async move {
             let mut held = Vec::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.fetch_add(1, Ordering::SeqCst);
+                let first = connections.fetch_add(1, Ordering::SeqCst) == 0;
                 match &manner {
-                    Manner::Answer(answer) => {
-                        tokio::spawn(serve(stream, Arc::clone(answer), Arc::clone(&requests)));
+                    Manner::Answer(Which::OnFirst, _) if !first => held.push(stream),
+                    Manner::Answer(which, answer) => {
+                        let once = *which == Which::FirstOfEach;
+                        let gated = Gated { answer: Arc::clone(answer), gate: gate.subscribe(), once };
+                        tokio::spawn(serve(stream, gated, Arc::clone(&requests)));
                     }
                     Manner::Secure(tls, answer) => {
-                        let (tls, answer, requests) =
-                            (tls.clone(), Arc::clone(answer), Arc::clone(&requests));
+                        let gated = Gated { answer: Arc::clone(answer), gate: gate.subscribe(), once: false };
+                        let (tls, requests) = (tls.clone(), Arc::clone(&requests));
                         tokio::spawn(async move {
                             // Whoever does not like our certificate goes away here.
                             if let Ok(stream) = tls.accept(stream).await {
-                                serve(stream, answer, requests).await;
+                                serve(stream, gated, requests).await;
                             }
                         });
                     }
@@ -152,14 +201,40 @@ impl Server {
     pub(super) fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
+
+    /// Answers nothing until [`Server::release`].
+    pub(super) fn hold(&self) {
+        self.held.send_replace(true);
+    }
+
+    pub(super) fn release(&self) {
+        self.held.send_replace(false);
+    }
+
+    /// Waits until it is as wanted.
+    pub(super) async fn until(&self, wanted: impl Fn(&Self) -> bool) {
+        let end = tokio::time::Instant::now() + DEADLINE;
+        while !wanted(self) {
+            assert!(tokio::time::Instant::now() < end, "never as wanted: {:?}", self.requests());
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// How a connection is answered.
+struct Gated {
+    answer: Arc<Answerer>,
+    gate: watch::Receiver<bool>,
+    /// Only its first request.
+    once: bool,
 }
 
 async fn serve(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    answer: Arc<Answerer>,
+    Gated { answer, mut gate, once }: Gated,
     requests: Arc<Mutex<Vec<String>>>,
 ) {
-    let mut buffer = Vec::new();
+    let (mut buffer, mut answered) = (Vec::new(), false);
     loop {
         let mut chunk = [0; 4096];
         match stream.read(&mut chunk).await {
@@ -171,6 +246,13 @@ async fn serve(
             buffer.drain(..length);
             let reply = answer(&request);
             requests.lock().unwrap().push(request);
+            if gate.wait_for(|held| !held).await.is_err() {
+                return;
+            }
+            // What is answered with nothing is swallowed.
+            if once && std::mem::replace(&mut answered, true) || reply.is_empty() {
+                continue;
+            }
             if stream.write_all(&reply).await.is_err() {
                 return;
             }
@@ -207,6 +289,36 @@ pub(super) async fn grpc(status: &'static str, serving: Option<u8>) -> u16 {
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(serve_grpc(stream, status, serving));
+        }
+    });
+    port
+}
+
+/// A gRPC server that answers without a message, its status among the headers; returns its port.
+pub(super) async fn grpc_without_message(status: &'static str) -> u16 {
+    http2_answering(200, Some(status)).await
+}
+
+/// An HTTP/2 server that knows nothing of gRPC; returns its port.
+pub(super) async fn http2(status: u16) -> u16 {
+    http2_answering(status, None).await
+}
+
+async fn http2_answering(status: u16, grpc_status: Option<&'static str>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let service = service_fn(move |_: hyper::Request<hyper::body::Incoming>| async move {
+        let mut response = hyper::Response::new(http_body_util::Empty::<bytes::Bytes>::new());
+        *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap();
+        if let Some(status) = grpc_status {
+            response.headers_mut().insert("grpc-status", status.parse().unwrap());
+        }
+        Ok::<_, Infallible>(response)
+    });
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(connection.serve_connection(TokioIo::new(stream), service));
         }
     });
     port
