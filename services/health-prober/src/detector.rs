@@ -232,6 +232,8 @@ const fn telling(first: Cause, later: Cause) -> Cause {
 /// What the channels say, given the status so far. `None`: nothing that changes it.
 ///
 /// - A silent agent rises only by a channel that has met its success threshold; an answered ping alone never raises.
+/// - Whether an agent that beats is silent is not known before its heartbeat was heard or missed, whatever its probe says:
+///   so it is for an interval and a half after every start of ours.
 /// - `error` does not fall back to `disconnected` because failures started to be counted anew.
 #[must_use]
 pub fn judge(channels: &Channels, failure_threshold: u32, status: Option<Status>) -> Option<Health> {
@@ -266,6 +268,9 @@ pub fn judge(channels: &Channels, failure_threshold: u32, status: Option<Status>
     }
     if !all_bad {
         return Some(worst_reason.map_or(Health::Connected, Health::Degraded));
+    }
+    if channels.beat.is_some_and(|beat| beat.grade == Grade::Unknown) {
+        return None;
     }
     let (fails, cause) = fewest?;
     let was_silent = status.is_some_and(Status::is_silent);

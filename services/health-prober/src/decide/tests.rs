@@ -1,11 +1,16 @@
+use rollcall_control::Trust;
 use rollcall_core::AgentId;
 use rollcall_core::event::RecoveryReason;
+use rollcall_core::wire::Endpoint;
 
 use super::*;
+use crate::detector::Evidence;
 use crate::hear::{Heard, hear};
-use crate::state::Fleet;
+use crate::state::{Answers, Fleet, Listening, ProbeSeen};
 
+mod drains;
 mod pair;
+mod properties;
 
 /// One agent whose events are appended to a log that always takes them.
 struct Lab {
@@ -101,6 +106,43 @@ impl Lab {
 
     fn status(&self) -> Status {
         self.known().agent.status.unwrap()
+    }
+
+    fn live(&mut self) -> &mut Live {
+        let index = self.fleet.find(AGENT).unwrap();
+        &mut self.fleet.get_mut(index).unwrap().live
+    }
+
+    /// Has it probed from now on, as after its registration or a start of ours.
+    fn watch(&mut self) {
+        let known = self.known();
+        let silent = known.agent.status.is_some_and(Status::is_silent) && !known.is_fresh();
+        self.live().probe = Some(Box::new(ProbeSeen {
+            endpoint: Endpoint { kind: "http".to_owned(), url: "http://agent:1".to_owned() },
+            instance_id: "i1".parse().unwrap(),
+            trust: Trust::Agent,
+            generation: 1,
+            channel: if silent { Channel::bad() } else { Channel::default() },
+            listening: Listening::default(),
+            result: String::new(),
+            checked_at: None,
+            latency_ms: None,
+        }));
+    }
+
+    /// What its probe brings.
+    fn probed(&mut self, evidence: Evidence) -> Vec<&'static str> {
+        if let Some(probe) = self.live().probe.as_mut() {
+            probe.channel.take(evidence, 2);
+        }
+        self.settle()
+    }
+
+    /// A ping about failure `k` was answered.
+    fn vouched(&mut self, k: u32) -> Vec<&'static str> {
+        let edge = &mut self.live().edge;
+        (edge.answers, edge.vouched) = (Answers::Yes, k);
+        self.settle()
     }
 
     /// The prober is started again: only the log is left.
@@ -244,51 +286,22 @@ fn a_goodbye_of_nobody_registers_nobody() {
 }
 
 #[test]
-fn a_drain_outlives_the_instance_and_hides_alarms_but_not_error() {
-    let mut lab = Lab::new();
-    lab.beat("i1", 1, "");
-    let drain = Wish::Drain { reason: "maintenance".into(), deadline: None };
-    assert_eq!(lab.wish(Some(&drain)), (vec!["agent.draining"], Some(Next::Fulfilled)));
-    assert_eq!(lab.wish(Some(&drain)).0, [""; 0], "asked twice, said once");
-    assert_eq!(lab.pass(2000), [""; 0], "no alarm below the threshold");
-    assert_eq!(lab.pass(1500), ["agent.error"]);
-    lab.beat("i1", 2, "");
-    assert_eq!(lab.beat("i1", 3, ""), ["agent.draining"]);
-    assert!(lab.known().agent.operator_drain.is_some());
-    assert_eq!(lab.beat("i2", 1, ""), ["agent.superseded", "agent.registered", "agent.draining"]);
-    lab.restart();
-    assert_eq!(lab.beat("i2", 2, ""), [""; 0]);
-    let undrain = Wish::Undrain { reason: "done".into() };
-    assert_eq!(lab.wish(Some(&undrain)), (vec!["agent.connected"], Some(Next::Fulfilled)));
-    assert!(lab.known().agent.takes_work());
-    assert_eq!(lab.wish(Some(&undrain)), (vec![], Some(Next::Fulfilled)));
-}
-
-#[test]
-fn an_operators_undrain_does_not_undo_the_instances_own() {
-    let mut lab = Lab::new();
-    lab.beat("i1", 1, "");
-    lab.wish(Some(&Wish::Drain { reason: "r".into(), deadline: None }));
-    assert_eq!(lab.beat("i1", 2, r#","state":"draining","reason":"sigterm""#), ["agent.draining"]);
-    assert_eq!(lab.wish(Some(&Wish::Undrain { reason: "r".into() })).0, ["agent.draining"]);
-    assert!(lab.known().agent.operator_drain.is_none());
-    assert!(!lab.known().agent.takes_work());
-    assert_eq!(lab.beat("i1", 3, ""), [""; 0], "sticky until a new instance");
-    assert_eq!(lab.beat("i2", 1, ""), ["agent.superseded", "agent.registered", "agent.connected"]);
-}
-
-#[test]
-fn a_drain_of_a_silent_agent_does_not_renew_its_silence() {
-    let mut lab = Lab::new();
-    lab.beat("i1", 1, "");
-    lab.pass(1500);
-    let since = lab.known().agent.silent_since.unwrap();
-    lab.pass(3000);
-    assert_eq!(lab.status(), Status::Error);
-    let drain = Wish::Drain { reason: "r".into(), deadline: None };
-    assert_eq!(lab.wish(Some(&drain)).0, ["agent.draining", "agent.error"]);
-    assert_eq!(lab.known().agent.silent_since, Some(since));
-    assert_eq!(lab.status(), Status::Error);
+fn a_restart_does_not_condemn_an_agent_that_beats_for_its_probe() {
+    for cause in [Cause::Auth, Cause::Refused, Cause::Status, Cause::Timeout] {
+        let mut lab = Lab::new();
+        lab.beat("i1", 1, "");
+        lab.watch();
+        assert_eq!(lab.probed(Evidence::Bad(cause)), ["agent.degraded"]);
+        lab.restart();
+        lab.watch();
+        for _ in 0..4 {
+            assert_eq!(lab.probed(Evidence::Bad(cause)), [""; 0], "{cause:?}");
+        }
+        lab.pass(1000);
+        assert_eq!(lab.beat("i1", 2, ""), [""; 0], "{cause:?}");
+        assert_eq!(lab.status(), Status::Degraded);
+        assert_eq!(lab.known().falls(lab.now), 0);
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ fn channel(evidence: &[Evidence]) -> Channel {
 }
 
 /// An agent as the detector alone sees it: the status follows every judgement.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 struct Subject {
     channels: Channels,
     status: Option<Status>,
@@ -125,6 +125,22 @@ fn one_of_two_bad_channels_degrades_and_both_are_silence() {
 }
 
 #[test]
+fn a_bad_probe_says_nothing_of_an_agent_that_beats_before_its_heartbeat_was_heard_or_missed() {
+    for status in [None, Some(Connected), Some(Degraded), Some(Status::Draining)] {
+        for cause in CAUSES {
+            let mut subject = Subject { status, ..Subject::with(true, true) };
+            for _ in 0..2 * FAILURES {
+                assert_eq!(subject.probe(Bad(cause)), status, "{cause:?}");
+            }
+            assert_eq!(subject.beat(Good), Some(Degraded), "{cause:?}: it beats");
+            let mut subject = Subject { status, ..Subject::with(true, true) };
+            subject.probe(Bad(cause));
+            assert_eq!(subject.beat(Absent), Some(Disconnected), "{cause:?}: it does not beat either");
+        }
+    }
+}
+
+#[test]
 fn an_answered_ping_delays_disconnected_but_never_error_and_never_raises() {
     let mut channels = Channels { beat: Some(channel(&[Good, Absent])), vouched: true, probe: None };
     assert_eq!(judge(&channels, FAILURES, Some(Connected)), Some(Health::Degraded("heartbeat_late")));
@@ -155,73 +171,110 @@ fn harmless() -> impl Strategy<Value = Evidence> {
     prop_oneof![Just(Good), Just(Void)]
 }
 
+const CAUSES: [Cause; 11] = [
+    Cause::MissedHeartbeat,
+    Cause::NoResponders,
+    Cause::Dns,
+    Cause::Refused,
+    Cause::Reset,
+    Cause::Timeout,
+    Cause::Status,
+    Cause::Tls,
+    Cause::Protocol,
+    Cause::Auth,
+    Cause::Identity,
+];
+
+fn bad() -> impl Strategy<Value = Evidence> {
+    prop_oneof![1 => Just(Absent), 4 => prop::sample::select(&CAUSES[..]).prop_map(Bad)]
+}
+
 fn anything() -> impl Strategy<Value = Evidence> {
-    prop_oneof![
-        Just(Good),
-        Just(Slow),
-        Just(Void),
-        Just(Absent),
-        Just(Bad(Cause::Refused)),
-        Just(Bad(Cause::Auth)),
-        Just(Bad(Cause::Tls)),
-    ]
+    prop_oneof![Just(Good), Just(Slow), Just(Void), bad()]
+}
+
+/// An agent that beats, one that is probed, and one that does both.
+fn subject() -> impl Strategy<Value = Subject> {
+    prop::sample::select(&[(true, false), (false, true), (true, true)][..])
+        .prop_map(|(beat, probe)| Subject::with(beat, probe))
 }
 
 proptest! {
     #[test]
     fn only_good_and_void_never_leads_to_a_verdict(
-        evidence in prop::collection::vec((any::<bool>(), harmless()), 0..60),
-        probe in any::<bool>(),
+        mut subject in subject(),
+        evidence in prop::collection::vec((any::<bool>(), any::<bool>(), harmless()), 0..60),
     ) {
-        let mut subject = Subject::with(true, probe);
-        for (on_probe, one) in evidence {
+        for (on_probe, vouched, one) in evidence {
+            subject.channels.vouched = vouched;
             let status = if on_probe { subject.probe(one) } else { subject.beat(one) };
             prop_assert!(matches!(status, None | Some(Connected)), "{status:?}");
         }
     }
 
     #[test]
-    fn every_bad_sequence_ends_in_error_within_its_bound(
-        before in prop::collection::vec((any::<bool>(), anything()), 0..40),
-        probe in any::<bool>(),
+    fn an_agent_that_beats_is_never_silent_whatever_its_probe_says(
+        evidence in prop::collection::vec(
+            prop_oneof![
+                harmless().prop_map(|beat| (false, beat)),
+                anything().prop_map(|probe| (true, probe)),
+            ],
+            0..60,
+        ),
     ) {
-        let mut subject = Subject::with(true, probe);
+        // As after a start of ours: the first that is known may be the probe.
+        let mut subject = Subject::with(true, true);
+        for (on_probe, one) in evidence {
+            let status = if on_probe { subject.probe(one) } else { subject.beat(one) };
+            prop_assert!(!status.is_some_and(Status::is_silent), "{status:?}");
+        }
+    }
+
+    #[test]
+    fn every_bad_sequence_ends_in_error_within_its_bound(
+        mut subject in subject(),
+        before in prop::collection::vec((any::<bool>(), anything()), 0..40),
+        tail in prop::collection::vec((bad(), bad(), any::<bool>()), FAILURES as usize),
+    ) {
         for (on_probe, one) in before {
             if on_probe { subject.probe(one) } else { subject.beat(one) };
         }
-        // From here on nothing but bad on every channel: the threshold bounds it, whatever was before.
+        // From here on nothing but bad on every channel: the threshold bounds it, whatever was before, and whoever vouches.
         let mut status = None;
-        for _ in 0..FAILURES {
-            status = subject.beat(Absent);
-            if probe {
-                status = subject.probe(Bad(Cause::Timeout));
-            }
+        for (on_beat, on_probe, vouched) in tail {
+            subject.channels.vouched = vouched;
+            subject.beat(on_beat);
+            status = subject.probe(on_probe);
         }
         prop_assert_eq!(status, Some(Error));
     }
 
     #[test]
     fn every_agent_comes_back_within_the_success_threshold(
-        before in prop::collection::vec(anything(), 0..40),
+        mut subject in subject(),
+        before in prop::collection::vec((any::<bool>(), anything()), 0..40),
     ) {
-        let mut subject = Subject::with(true, false);
-        for one in before {
-            subject.beat(one);
+        for (on_probe, one) in before {
+            if on_probe { subject.probe(one) } else { subject.beat(one) };
         }
         let mut status = None;
         for _ in 0..SUCCESSES {
-            status = subject.beat(Good);
+            subject.beat(Good);
+            status = subject.probe(Good);
         }
         prop_assert_eq!(status, Some(Connected));
     }
 
     #[test]
-    fn void_never_makes_anything_worse(before in prop::collection::vec(anything(), 0..40)) {
-        let mut subject = Subject::with(true, false);
-        for one in before {
-            subject.beat(one);
+    fn void_never_makes_anything_worse(
+        mut subject in subject(),
+        before in prop::collection::vec((any::<bool>(), anything()), 0..40),
+        on_probe in any::<bool>(),
+    ) {
+        for (on_probe, one) in before {
+            if on_probe { subject.probe(one) } else { subject.beat(one) };
         }
         let status = subject.status;
-        prop_assert_eq!(subject.beat(Void), status);
+        prop_assert_eq!(if on_probe { subject.probe(Void) } else { subject.beat(Void) }, status);
     }
 }

@@ -1,12 +1,8 @@
 //! Two probers over one log: each decides by what it saw itself, and they don't argue.
 
 use proptest::prelude::*;
-use rollcall_control::Trust;
-use rollcall_core::wire::Endpoint;
 
 use super::*;
-use crate::detector::Evidence;
-use crate::state::{Answers, Listening, ProbeSeen};
 
 /// Appends that one piece of evidence may lead to: a takeover takes three, and the other may have something to add.
 const STEPS_MAX: usize = 5;
@@ -21,19 +17,7 @@ impl Pair {
     fn new(probes: bool) -> Self {
         let mut pair = Self { probers: [Lab::new(), Lab::new()], seq: 0 };
         assert_eq!(pair.beat([true, true], 1), ["agent.registered", "agent.connected"]);
-        for lab in pair.probers.iter_mut().filter(|_| probes) {
-            live(lab).probe = Some(Box::new(ProbeSeen {
-                endpoint: Endpoint { kind: "http".to_owned(), url: "http://agent:1".to_owned() },
-                instance_id: "i1".parse().unwrap(),
-                trust: Trust::Agent,
-                generation: 1,
-                channel: Channel::default(),
-                listening: Listening::default(),
-                result: String::new(),
-                checked_at: None,
-                latency_ms: None,
-            }));
-        }
+        pair.probers.iter_mut().filter(|_| probes).for_each(Lab::watch);
         pair
     }
 
@@ -51,14 +35,14 @@ impl Pair {
         for lab in &mut self.probers {
             lab.now = lab.now.plus_ms(ms);
             let (floor, now) = (lab.fleet.floor, lab.now);
-            live(lab).miss(floor, 1000, now);
+            lab.live().miss(floor, 1000, now);
         }
         self.settle()
     }
 
     /// What the probe of one of them brings.
     fn probed(&mut self, who: usize, evidence: Evidence) -> Vec<&'static str> {
-        if let Some(probe) = live(&mut self.probers[who]).probe.as_mut() {
+        if let Some(probe) = self.probers[who].live().probe.as_mut() {
             probe.channel.take(evidence, 2);
         }
         self.settle()
@@ -66,7 +50,7 @@ impl Pair {
 
     /// A ping about failure `k` was answered to one of them.
     fn vouched(&mut self, who: usize, k: u32) -> Vec<&'static str> {
-        let edge = &mut live(&mut self.probers[who]).edge;
+        let edge = &mut self.probers[who].live().edge;
         (edge.answers, edge.vouched) = (Answers::Yes, k);
         self.settle()
     }
@@ -89,11 +73,6 @@ impl Pair {
             }
         }
     }
-}
-
-fn live(lab: &mut Lab) -> &mut Live {
-    let index = lab.fleet.find(AGENT).unwrap();
-    &mut lab.fleet.get_mut(index).unwrap().live
 }
 
 impl Lab {
