@@ -305,6 +305,26 @@ fn a_restart_does_not_condemn_an_agent_that_beats_for_its_probe() {
 }
 
 #[test]
+fn what_it_said_of_itself_while_something_older_was_on_its_way_into_the_log_is_not_lost() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    let capacity = |seq: u64, capacity: u32| {
+        format!(r#"{{"instance_id":"i1","seq":{seq},"state":"ready","executions":[],"capacity":{capacity}}}"#)
+    };
+    lab.heard(&capacity(2, 4));
+    let entry = lab.fleet.get(0).unwrap();
+    let Some(Next::Append(on_its_way)) = next(&entry.known, &entry.live, None, &lab.policy, lab.now) else {
+        panic!("nothing to append");
+    };
+    lab.heard(&capacity(3, 2));
+    lab.append(on_its_way);
+    assert_eq!(lab.known().agent.capacity(), 4);
+    lab.heard(&capacity(4, 2));
+    assert_eq!(lab.settle(), ["agent.updated"]);
+    assert_eq!(lab.known().agent.capacity(), 2);
+}
+
+#[test]
 fn error_survives_a_restart_and_is_not_forgotten_before_it_is_silent_again() {
     let mut lab = Lab::new();
     lab.beat("i1", 1, "");

@@ -142,6 +142,10 @@ impl Live {
             }
             _ => {}
         }
+        if matches!(event, AgentEvent::Registered(_) | AgentEvent::Updated(_)) {
+            // What it says of itself was compared with what the log said until now.
+            self.fingerprint = 0;
+        }
         if matches!(event, AgentEvent::Error(_)) {
             self.overruled = (!ours).then(|| self.causes());
         }
