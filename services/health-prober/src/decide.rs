@@ -111,7 +111,12 @@ fn update(known: &Known, live: &Live) -> Option<AgentEvent> {
 #[must_use]
 pub fn health(known: &Known, live: &Live, policy: &Policy) -> Option<Health> {
     let status = if known.is_fresh() { None } else { known.agent.status };
-    judge(&live.channels(known.beats()), policy.failure_threshold, status)
+    judged(known, live, policy, status)
+}
+
+fn judged(known: &Known, live: &Live, policy: &Policy, status: Option<Status>) -> Option<Health> {
+    let threshold = policy.failure_threshold;
+    judge(&live.channels(known.beats(), threshold), threshold, status)
 }
 
 fn status(known: &Known, live: &Live, policy: &Policy, now: Timestamp) -> Option<AgentEvent> {
@@ -130,7 +135,9 @@ fn status(known: &Known, live: &Live, policy: &Policy, now: Timestamp) -> Option
     let reason = if fresh { "first_heartbeat" } else { health.reason() };
     match health {
         Health::Connected | Health::Degraded(_) if draining => {
-            (instance_drains || fresh || agent.status != Some(Status::Draining)).then(|| {
+            // Silent when it was drained, and well again: that silence is over.
+            let recovered = known.silent_since.is_some();
+            (instance_drains || fresh || recovered || agent.status != Some(Status::Draining)).then(|| {
                 let mut change = changed(known, live, if fresh { reason } else { "recovered" }, now);
                 if instance_drains {
                     change.by = Some("instance".to_owned());
@@ -166,14 +173,15 @@ fn error(known: &Known, live: &Live, cause: Cause, now: Timestamp) -> StatusChan
     let mut change = changed(known, live, cause.as_str(), now);
     change.code = Some(cause.code().to_owned());
     change.message = Some(explain(live, known.beats(), cause, now));
-    let drained_meanwhile = known.agent.silent_since.is_none();
-    if let Some(since) = known.silent_since.filter(|_| drained_meanwhile)
-        && live.heard_at.is_none_or(|heard| heard < since)
-    {
-        // An operator's drain lay in between; the silence is as old as it was.
-        change.since = since;
+    if known.agent.silent_since.is_none() {
+        change.since = silence(known, live, now);
     }
     change
+}
+
+/// Since when an agent that was drained is silent: the drain did not end a silence.
+fn silence(known: &Known, live: &Live, now: Timestamp) -> Timestamp {
+    known.silent_since.filter(|since| live.heard_at.is_none_or(|heard| heard < *since)).unwrap_or(now)
 }
 
 fn explain(live: &Live, beats: bool, cause: Cause, now: Timestamp) -> String {
@@ -196,8 +204,8 @@ fn explain(live: &Live, beats: bool, cause: Cause, now: Timestamp) -> String {
 fn forgotten(known: &Known, live: &Live, policy: &Policy, now: Timestamp) -> Option<AgentEvent> {
     let since = known.agent.silent_since?;
     // What the log says of the past is not enough: it must be silent to the threshold for ourselves, too.
-    let silent_now = judge(&live.channels(known.beats()), policy.failure_threshold, None)
-        .is_some_and(|health| matches!(health, Health::Error(_)));
+    let silent_now =
+        judged(known, live, policy, None).is_some_and(|health| matches!(health, Health::Error(_)));
     (known.agent.status == Some(Status::Error) && silent_now && now.since_ms(since) >= policy.forget_after_ms)
         .then(|| AgentEvent::Gone(changed(known, live, "forgotten", now)))
 }
@@ -288,18 +296,29 @@ fn undrained(known: &Known, live: &Live, reason: &str, policy: &Policy, now: Tim
             Status::Draining
         }
         // Silent below the threshold is hidden by draining, and shows now. Unknown to us: what it was when it was drained.
-        Some(Status::Draining) | None => judge(&live.channels(known.beats()), policy.failure_threshold, None)
-            .map_or(Status::Connected, Health::status),
+        Some(Status::Draining) | None => match judged(known, live, policy, None) {
+            Some(health) => health.status(),
+            None if known.silent_since.is_some() || was_bad(known, live) => Status::Disconnected,
+            None => Status::Connected,
+        },
         Some(status) => status,
     };
+    if status.is_silent() {
+        change.since = agent.silent_since.unwrap_or_else(|| silence(known, live, now));
+    }
     if status == Status::Error {
         let cause = live.beat.cause.unwrap_or(Cause::MissedHeartbeat);
         change.code = Some(agent.error_code.clone().unwrap_or_else(|| cause.code().to_owned()));
         change.message =
             Some(agent.error_message.clone().unwrap_or_else(|| explain(live, known.beats(), cause, now)));
-        change.since = agent.silent_since.unwrap_or(now);
     }
     AgentEvent::status(status, change)
+}
+
+/// It was bad, and nothing was counted since: by a void, or by the word of another prober.
+fn was_bad(known: &Known, live: &Live) -> bool {
+    let probe_bad = || live.probe.as_deref().is_some_and(|probe| probe.channel.grade == Grade::Bad);
+    if known.beats() { live.beat.grade == Grade::Bad } else { probe_bad() }
 }
 
 fn conflict(message: &str) -> ApiError {

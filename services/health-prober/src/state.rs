@@ -85,10 +85,12 @@ impl Known {
             }
             AgentEvent::Disconnected(change) | AgentEvent::Error(change) => {
                 self.status_seq = seq;
-                self.silent_since = self.silent_since.or(Some(change.since));
-                if before.is_some_and(|status| !status.is_silent() && status != Status::Gone) {
+                let well = before.is_some_and(|status| !status.is_silent() && status != Status::Gone);
+                // A drain in the middle of a silence makes no second fall of it.
+                if well && self.silent_since.is_none() {
                     remember(&mut self.troubles().falls, change.since, FLAP_FALLS);
                 }
+                self.silent_since = self.silent_since.or(Some(change.since));
             }
             AgentEvent::Draining(change) if change.by.as_deref() == Some("operator") => self.status_seq = seq,
             AgentEvent::Connected(_)

@@ -305,6 +305,24 @@ fn a_restart_does_not_condemn_an_agent_that_beats_for_its_probe() {
 }
 
 #[test]
+fn who_answers_pings_and_does_not_beat_is_in_error_once_and_stays_so() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    for k in 1..=3 {
+        lab.pass(900);
+        lab.vouched(k);
+        lab.pass(if k == 1 { 600 } else { 100 });
+    }
+    assert_eq!(lab.status(), Status::Error);
+    assert_eq!(lab.known().agent.error_code.as_deref(), Some("protocol"));
+    // Nobody is pinged beyond the threshold.
+    for _ in 0..5 {
+        assert_eq!(lab.pass(1000), [""; 0]);
+    }
+    assert_eq!(lab.known().agent.error_code.as_deref(), Some("protocol"));
+}
+
+#[test]
 fn what_it_said_of_itself_while_something_older_was_on_its_way_into_the_log_is_not_lost() {
     let mut lab = Lab::new();
     lab.beat("i1", 1, "");

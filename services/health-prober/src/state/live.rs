@@ -211,12 +211,12 @@ impl Live {
         self.anchor.max(floor)
     }
 
-    /// All channels, as the detector wants them.
+    /// All channels, as the detector wants them. Nobody is pinged beyond the threshold: what was answered there holds.
     #[must_use]
-    pub fn channels(&self, beats: bool) -> Channels {
+    pub fn channels(&self, beats: bool, failure_threshold: u32) -> Channels {
         Channels {
             beat: beats.then_some(self.beat),
-            vouched: self.edge.vouched > 0 && self.edge.vouched >= self.beat.fails,
+            vouched: self.edge.vouched > 0 && self.edge.vouched >= self.beat.fails.min(failure_threshold),
             probe: self.probe.as_ref().map(|probe| probe.channel),
         }
     }
