@@ -202,11 +202,11 @@ fn explain(live: &Live, beats: bool, cause: Cause, now: Timestamp) -> String {
 }
 
 fn forgotten(known: &Known, live: &Live, policy: &Policy, now: Timestamp) -> Option<AgentEvent> {
-    let since = known.agent.silent_since?;
+    let due = known.forget_due(policy.forget_after_ms)?;
     // What the log says of the past is not enough: it must be silent to the threshold for ourselves, too.
     let silent_now =
         judged(known, live, policy, None).is_some_and(|health| matches!(health, Health::Error(_)));
-    (known.agent.status == Some(Status::Error) && silent_now && now.since_ms(since) >= policy.forget_after_ms)
+    (known.agent.status == Some(Status::Error) && silent_now && now >= due)
         .then(|| AgentEvent::Gone(changed(known, live, "forgotten", now)))
 }
 

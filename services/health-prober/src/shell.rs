@@ -313,6 +313,8 @@ impl Shell {
                 }
             }
             Read::Event(id, event, time, ours) => {
+                // Another's clock may be ahead: nobody is heard in the future.
+                let time = time.min(self.clock.now());
                 if let Some(index) = self.place(&id)
                     && self.fleet.apply(index, entry.seq, &event, time, ours)
                     && self.ready
@@ -371,7 +373,7 @@ impl Shell {
                 if let Some(index) = self.place(&loss.agent_id)
                     && let Some(entry) = self.fleet.get_mut(index)
                 {
-                    entry.known.lose(loss.reason, loss.returned, loss.time);
+                    entry.known.lose(loss.reason, loss.returned, loss.time.min(self.clock.now()));
                     self.reconcile(index);
                     self.rearm(index);
                 }
@@ -401,3 +403,6 @@ impl Shell {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

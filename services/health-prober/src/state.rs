@@ -39,7 +39,7 @@ pub struct Known {
     troubles: Option<Box<Troubles>>,
 }
 
-/// What an agent is marked for.
+/// What an agent is marked for, and what else few have.
 #[derive(Debug, Clone, Default)]
 struct Troubles {
     /// Times of its last falls from well to silent, oldest first; emptied by a new instance.
@@ -48,6 +48,8 @@ struct Troubles {
     losses: Vec<Timestamp>,
     /// When it was quarantined or released the last time.
     quarantine_changed_at: Timestamp,
+    /// When the clock was set the last time while any of these times, or a silence, ran: they start here.
+    clock_set_at: Timestamp,
 }
 
 impl Known {
@@ -93,10 +95,11 @@ impl Known {
                 self.silent_since = self.silent_since.or(Some(change.since));
             }
             AgentEvent::Draining(change) if change.by.as_deref() == Some("operator") => self.status_seq = seq,
-            AgentEvent::Connected(_)
-            | AgentEvent::Degraded(_)
-            | AgentEvent::Draining(_)
-            | AgentEvent::Gone(_) => {
+            AgentEvent::Connected(_) | AgentEvent::Degraded(_) | AgentEvent::Draining(_) => {
+                self.status_seq = seq;
+                self.silent_since = None;
+            }
+            AgentEvent::Gone(_) => {
                 self.status_seq = seq;
                 self.silent_since = None;
             }
@@ -133,22 +136,45 @@ impl Known {
         self.troubles.as_deref().map_or(&[], |troubles| which(troubles))
     }
 
+    /// How long ago something in the log was, as far as our clock can tell: from before it was set it counts from then.
+    #[must_use]
+    pub fn age_ms(&self, at: Timestamp, now: Timestamp) -> u64 {
+        now.since_ms(at.max(self.clock_set_at()))
+    }
+
+    fn clock_set_at(&self) -> Timestamp {
+        self.troubles.as_deref().map_or(Timestamp::default(), |troubles| troubles.clock_set_at)
+    }
+
+    /// The clock was set: nothing in the log is older than now by it.
+    fn rebase(&mut self, now: Timestamp) {
+        if self.troubles.is_some() || self.agent.silent_since.is_some() {
+            self.troubles().clock_set_at = now;
+        }
+    }
+
+    /// When something in the log is so old.
+    fn old_at(&self, at: Timestamp, age_ms: u64) -> Timestamp {
+        at.max(self.clock_set_at()).plus_ms(age_ms)
+    }
+
     /// Falls within the window that ends now.
     #[must_use]
     pub fn falls(&self, now: Timestamp) -> usize {
-        self.times(|t| &t.falls).iter().filter(|at| now.since_ms(**at) < FLAP_WINDOW_MS).count()
+        self.times(|t| &t.falls).iter().filter(|at| self.age_ms(**at, now) < FLAP_WINDOW_MS).count()
     }
 
     /// When the oldest fall leaves the window.
     #[must_use]
     pub fn next_fall_expiry(&self, now: Timestamp) -> Option<Timestamp> {
-        self.times(|t| &t.falls).iter().map(|at| at.plus_ms(FLAP_WINDOW_MS)).filter(|at| *at > now).min()
+        let expiries = self.times(|t| &t.falls).iter().map(|at| self.old_at(*at, FLAP_WINDOW_MS));
+        expiries.filter(|at| *at > now).min()
     }
 
     /// Losses within the window that ends now.
     #[must_use]
     pub fn losses(&self, now: Timestamp) -> usize {
-        self.times(|t| &t.losses).iter().filter(|at| now.since_ms(**at) < LOSS_WINDOW_MS).count()
+        self.times(|t| &t.losses).iter().filter(|at| self.age_ms(**at, now) < LOSS_WINDOW_MS).count()
     }
 
     /// When good behaviour lifts a quarantine.
@@ -156,7 +182,13 @@ impl Known {
     pub fn release_due(&self) -> Timestamp {
         let last = self.times(|t| &t.losses).last().copied().unwrap_or_default();
         let changed = self.troubles.as_deref().map_or(Timestamp::default(), |t| t.quarantine_changed_at);
-        last.max(changed).plus_ms(LOSS_WINDOW_MS)
+        self.old_at(last.max(changed), LOSS_WINDOW_MS)
+    }
+
+    /// When an agent in error is forgotten.
+    #[must_use]
+    pub fn forget_due(&self, forget_after_ms: u64) -> Option<Timestamp> {
+        self.agent.silent_since.map(|since| self.old_at(since, forget_after_ms))
     }
 
     /// No status event has come since the current instance registered.
@@ -343,6 +375,7 @@ impl Fleet {
         self.floor = now;
         self.reconnected_at = self.reconnected_at.map(|_| now);
         for entry in &mut self.entries {
+            entry.known.rebase(now);
             entry.work.armed = None;
             entry.work.retry_at = None;
             entry.work.partings = None;

@@ -463,6 +463,31 @@ fn losing_work_again_and_again_is_quarantined_and_lifted() {
 }
 
 #[test]
+fn a_clock_that_is_set_forward_lifts_no_quarantine_and_forgets_nobody() {
+    const JUMP_MS: u64 = 10_000_000;
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    let (index, now) = (lab.fleet.find(AGENT).unwrap(), lab.now);
+    for _ in 0..5 {
+        lab.fleet.get_mut(index).unwrap().known.lose(RecoveryReason::Orphaned, false, now);
+    }
+    assert_eq!(lab.settle(), ["agent.quarantined"]);
+    lab.pass(3500);
+    assert_eq!(lab.status(), Status::Error);
+    lab.now = lab.now.plus_ms(JUMP_MS);
+    lab.fleet.rebase(lab.now);
+    for _ in 0..59 {
+        assert_eq!(lab.pass(1000), [""; 0]);
+    }
+    assert_eq!(lab.pass(1000), ["agent.gone"], "a minute by the new clock");
+    assert_eq!(lab.known().falls(lab.now), 1);
+    lab.now = lab.now.plus_ms(539_000);
+    assert_eq!(lab.settle(), [""; 0]);
+    lab.now = lab.now.plus_ms(1000);
+    assert_eq!(lab.settle(), ["agent.released"], "ten minutes by the new clock");
+}
+
+#[test]
 fn a_forgotten_agent_is_gone_for_this_instance() {
     let mut lab = Lab::new();
     lab.beat("i1", 1, "");

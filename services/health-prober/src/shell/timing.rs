@@ -229,10 +229,7 @@ impl Shell {
                     .map(|(_, at)| at.plus_ms(DRAIN_AGAIN_MS));
                 due.push(deadline.max(told.unwrap_or_default()));
             }
-            if let Some(since) = agent.silent_since {
-                let forget = since.plus_ms(self.policy.forget_after_ms);
-                due.extend(Some(forget).filter(|at| *at > now));
-            }
+            due.extend(known.forget_due(self.policy.forget_after_ms).filter(|at| *at > now));
             if let Some(timeout) = self.policy.activity_timeout_ms.filter(|_| live.executions > 0) {
                 due.push(live.claims_since.plus_ms(timeout));
             }

@@ -1,0 +1,174 @@
+//! The loop's own decisions at their edges, on a real bus and in virtual time.
+
+use rollcall_core::subject::Subjects;
+use rollcall_core::wire::AgentState;
+use rollcall_nats::testing::NatsServer;
+use rollcall_nats::{Entry, EventLog};
+use rollcall_service::Settings;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::probe::scheduler::Bounds;
+use crate::state::Answers;
+
+const AGENT: &str = "a1";
+const INTERVAL_MS: u64 = 1000;
+const ACTIVITY_TIMEOUT_MS: u64 = 10_000;
+
+/// A loop that nobody turns: tests call its parts.
+struct Bench {
+    shell: Shell,
+    /// Of the loop, and moved by the test.
+    now: Timestamp,
+    seq: u64,
+    _server: NatsServer,
+    _inputs: mpsc::Receiver<Input>,
+}
+
+impl Bench {
+    async fn open() -> Self {
+        let server = NatsServer::start().unwrap();
+        let bus = server.bus("rollcall").await;
+        rollcall_nats::ensure_streams(&bus).await.unwrap();
+        let url = server.url();
+        let timeout = ACTIVITY_TIMEOUT_MS.to_string();
+        let environment = [
+            ("ROLLCALL_NATS_URL", url.as_str()),
+            ("ROLLCALL_HEARTBEAT_INTERVAL_MS", "1000"),
+            ("ROLLCALL_ACTIVITY_TIMEOUT_MS", &timeout),
+        ];
+        let environment = environment.map(|(name, value)| (name.into(), value.into()));
+        let settings = Settings::load_from("health-prober", environment).unwrap().settings;
+        let config = Config::from(&settings);
+        let reach = Reach {
+            log: EventLog::new(&bus),
+            bus,
+            subjects: Subjects::default(),
+            source: "/rollcall/health-prober/bench".to_owned(),
+        };
+        let (sender, inputs) = mpsc::channel(INPUTS);
+        let scheduler = Scheduler::new(config.probe_interval, Bounds::FULL);
+        let mut shell = Shell::new(&config, scheduler, reach, sender);
+        shell.ready = true;
+        shell.fleet.deaf = false;
+        let now = shell.clock.now();
+        Self { shell, now, seq: 0, _server: server, _inputs: inputs }
+    }
+
+    /// One that has registered and is well, by the log.
+    async fn with_agent() -> Self {
+        let mut bench = Self::open().await;
+        let profile = json!({ "agent_id": AGENT, "instance_id": "i1", "capacity": 2, "pool": "default",
+            "interval_ms": INTERVAL_MS, "labels": {} });
+        let status = json!({ "agent_id": AGENT, "instance_id": "i1", "previous": null, "reason": "first_heartbeat",
+            "since": bench.now, "evidence": {} });
+        bench.fold("registered", bench.now, &profile);
+        bench.fold("connected", bench.now, &status);
+        bench
+    }
+
+    /// An event of another prober.
+    fn fold(&mut self, kind: &str, time: Timestamp, body: &Value) {
+        let event = json!({
+            "specversion": "1.0", "id": uuid::Uuid::now_v7(), "source": "/rollcall/health-prober/other",
+            "type": format!("rollcall.agent.{kind}"), "subject": AGENT, "time": time,
+            "datacontenttype": "application/json", "data": body,
+        });
+        let seq = self.shell.fleet.get(0).map_or(1, |entry| entry.known.agent.seq + 1);
+        let subject = self.shell.reach.subjects.agent_event(&AGENT.parse().unwrap());
+        let bytes = event.to_string().into_bytes().into();
+        self.shell.fold_entry(&Entry { seq, subject: subject.into(), bytes, time: Default::default() });
+        assert_eq!(self.shell.fleet.get(0).unwrap().known.agent.seq, seq, "{event}");
+    }
+
+    fn entry(&mut self) -> &mut crate::state::Entry {
+        self.shell.fleet.get_mut(0).unwrap()
+    }
+
+    /// A heartbeat, `after_ms` after whatever was last.
+    fn beat(&mut self, after_ms: u64, executions: &Value) {
+        self.now = self.now.plus_ms(after_ms);
+        self.seq += 1;
+        let beat = json!({ "instance_id": "i1", "seq": self.seq, "state": AgentState::Ready, "capacity": 2,
+            "interval_ms": INTERVAL_MS, "executions": executions });
+        let (shell, now) = (&mut self.shell, self.now);
+        crate::hear::hear(&mut shell.fleet, AGENT, beat.to_string().as_bytes(), &shell.policy, now).unwrap();
+    }
+}
+
+/// Everything as it must be for "no responders" to count, after a heartbeat that is overdue.
+async fn overdue() -> (Bench, Timestamp) {
+    let mut bench = Bench::with_agent().await;
+    // The loop's own clock counts here: its heartbeat was so long ago.
+    bench.now = Timestamp::from_millis(bench.shell.clock.now().as_millis() - 1200);
+    bench.beat(0, &json!([]));
+    let entry = bench.entry();
+    entry.live.edge.answers = Answers::Yes;
+    entry.live.edge.waiting = true;
+    let from = entry.live.counted_from;
+    (bench, from)
+}
+
+fn nobody_there(bench: &mut Bench, from: Timestamp) -> u32 {
+    bench.shell.pinged(0, &"i1".parse().unwrap(), 1, from, PingOutcome::NoResponders);
+    bench.entry().live.beat.fails
+}
+
+#[tokio::test]
+async fn no_responders_is_a_failure_of_an_instance_that_answered_before() {
+    let (mut bench, from) = overdue().await;
+    assert_eq!(nobody_there(&mut bench, from), 1);
+    let (mut bench, from) = overdue().await;
+    bench.entry().live.edge.answers = Answers::Unknown;
+    assert_eq!(nobody_there(&mut bench, from), 0, "it never answered");
+}
+
+#[tokio::test]
+async fn no_responders_counts_for_nothing_around_our_reconnect() {
+    let (mut bench, from) = overdue().await;
+    let now = bench.shell.clock.now();
+    bench.shell.fleet.reconnected_at = Some(Timestamp::from_millis(now.as_millis() - 900));
+    assert_eq!(nobody_there(&mut bench, from), 0, "within an interval");
+    bench.shell.fleet.reconnected_at = Some(Timestamp::from_millis(now.as_millis() - 1100));
+    assert_eq!(nobody_there(&mut bench, from), 1, "beyond it");
+}
+
+#[tokio::test]
+async fn no_responders_counts_for_nothing_while_we_are_deaf() {
+    let (mut bench, from) = overdue().await;
+    bench.shell.fleet.deaf = true;
+    assert_eq!(nobody_there(&mut bench, from), 0);
+}
+
+#[tokio::test]
+async fn no_responders_counts_for_nothing_once_another_silence_has_begun() {
+    let (mut bench, from) = overdue().await;
+    bench.beat(1000, &json!([]));
+    assert_eq!(nobody_there(&mut bench, from), 0, "it has beaten since it was asked");
+    let (mut bench, from) = overdue().await;
+    let now = bench.shell.clock.now();
+    bench.shell.fleet.restart_clocks(now);
+    assert_eq!(nobody_there(&mut bench, from), 0, "its clock has started again since it was asked");
+    // An answer from before does not vouch for the silence after it either.
+    let (mut bench, from) = overdue().await;
+    bench.beat(1000, &json!([]));
+    bench.shell.pinged(0, &"i1".parse().unwrap(), 1, from, PingOutcome::Answered);
+    assert_eq!(bench.entry().live.edge.vouched, 0);
+}
+
+#[tokio::test]
+async fn a_clock_of_another_prober_that_is_ahead_hides_no_silence() {
+    let mut bench = Bench::with_agent().await;
+    let ahead = bench.shell.clock.now().plus_ms(3_600_000);
+    let change = json!({ "agent_id": AGENT, "instance_id": "i1", "previous": "connected", "reason": "slow",
+        "since": ahead, "evidence": { "heartbeat": { "grade": "good" } } });
+    bench.fold("degraded", ahead, &change);
+    let now = bench.shell.clock.now();
+    assert!(bench.entry().live.anchor <= now, "it was heard in the future");
+    let profile =
+        json!({ "agent_id": AGENT, "instance_id": "i2", "capacity": 2, "pool": "default", "labels": {} });
+    bench.fold("registered", ahead, &profile);
+    let now = bench.shell.clock.now();
+    assert_eq!(bench.entry().live.instance, Some("i2".parse().unwrap()));
+    assert!(bench.entry().live.anchor <= now, "it registered in the future");
+}
