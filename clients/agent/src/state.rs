@@ -351,6 +351,12 @@ impl Book {
         self.slots.keys()
     }
 
+    /// Whether it is over and listed only because its report is not acknowledged.
+    #[must_use]
+    pub fn is_finished(&self, key: &Key) -> bool {
+        self.slots.get(key) == Some(&Phase::Finished)
+    }
+
     /// Executions that run or are being stopped.
     #[must_use]
     pub fn running(&self) -> usize {

@@ -12,7 +12,7 @@ use crate::config::Policy;
 use crate::detector::Grade;
 use rollcall_core::agent::FILE_INSTANCE_PREFIX;
 
-use crate::state::{Fleet, Index, Live, is_leaving};
+use crate::state::{Fleet, Index, Live, is_leaving, misses};
 
 /// What a heartbeat amounted to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +88,10 @@ pub fn hear(
     let hole = gaps.hear(&mut live.steps, before, beat.seq, now);
     live.seq = beat.seq;
     let announced = is_leaving(beat.state) && announce(live, &beat);
-    work_seen(live, &beat, policy, now);
+    if policy.activity_timeout_ms.is_some() {
+        work_seen(live, &beat, policy, now);
+    }
+    live.executions = u32::try_from(beat.executions.len()).unwrap_or(u32::MAX);
     let was = live.beat.grade;
     live.beaten(now, policy.successes(known.agent.flapping));
     let steady = live.settled && !announced && was == Grade::Good;
@@ -127,10 +130,11 @@ fn announce(live: &mut Live, beat: &Heartbeat<'_>) -> bool {
 const REASON_CHARS_MAX: usize = 200;
 
 fn work_seen(live: &mut Live, beat: &Heartbeat<'_>, policy: &Policy, now: Timestamp) {
-    live.executions = u32::try_from(beat.executions.len()).unwrap_or(u32::MAX);
-    if policy.activity_timeout_ms.is_none() {
-        return;
-    }
+    // What names no progress may be moving: an instance that holds such work is left to the watchdog.
+    live.measured =
+        !beat.executions.is_empty() && beat.executions.iter().all(|claim| claim.progress.is_some());
+    let interval_ms = beat.interval_ms.unwrap_or(policy.interval_ms);
+    let gap = live.heard_at.is_none_or(|heard| misses(now.since_ms(heard), interval_ms) > 0);
     let mut hasher = DefaultHasher::new();
     for claim in &beat.executions {
         claim.id.hash(&mut hasher);
@@ -138,7 +142,7 @@ fn work_seen(live: &mut Live, beat: &Heartbeat<'_>, policy: &Policy, now: Timest
         claim.progress.map(f64::to_bits).hash(&mut hasher);
     }
     let claims = hasher.finish();
-    if beat.executions.is_empty() || claims != live.claims {
+    if !live.measured || gap || claims != live.claims {
         live.claims_since = now;
     }
     live.claims = claims;

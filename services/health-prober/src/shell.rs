@@ -86,8 +86,19 @@ struct Cold {
     /// Reply subjects of heartbeats that wait for a decision to be in the log.
     waiters: Vec<(String, InstanceId)>,
     wishes: VecDeque<Wished>,
-    /// A goodbye that this instance has not confirmed, and until when it is repeated in answers.
-    goodbye: Option<(InstanceId, Goodbye, Timestamp)>,
+    /// A goodbye that is repeated in answers.
+    goodbye: Option<Unheard>,
+}
+
+/// A goodbye that its instance has not confirmed.
+#[derive(Debug)]
+struct Unheard {
+    instance: InstanceId,
+    goodbye: Goodbye,
+    /// How long it is repeated.
+    until: Timestamp,
+    /// Only as long as its work stands still.
+    while_still: bool,
 }
 
 impl Cold {

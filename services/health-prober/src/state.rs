@@ -254,6 +254,8 @@ pub struct Partings {
     pub past_at: Option<Timestamp>,
     /// Its drain deadline was acted upon for this drain, at this time.
     pub drain: Option<(Timestamp, Timestamp)>,
+    /// When it was told the last time that its work stands still.
+    pub still_at: Option<Timestamp>,
 }
 
 /// Place of an agent in the fleet. Never reused.

@@ -180,16 +180,16 @@ impl Shell {
         let Some(entry) = self.fleet.get(index) else { return };
         let status = told(&entry.known, instance);
         let interval = interval_ms(&entry.known, &entry.live, &self.policy);
-        let goodbye = if status == "superseded" {
-            Some(superseded())
-        } else {
-            self.cold
-                .get(&index)
-                .and_then(|cold| cold.goodbye.as_ref())
-                .filter(|(due, _, until)| due == instance && now < *until)
-                .map(|(_, goodbye, _)| goodbye.clone())
-        };
+        let goodbye =
+            if status == "superseded" { Some(superseded()) } else { self.goodbye_due(index, instance, now) };
         self.send_reply(reply, status, interval, goodbye, now);
+    }
+
+    /// The goodbye that an instance was told and has not confirmed. Work that moves again withdraws the one that it earned.
+    pub(super) fn goodbye_due(&self, index: Index, instance: &InstanceId, now: Timestamp) -> Option<Goodbye> {
+        let due = self.cold.get(&index)?.goodbye.as_ref()?;
+        let holds = !due.while_still || self.stands_still(index, instance, now);
+        (due.instance == *instance && now < due.until && holds).then(|| due.goodbye.clone())
     }
 
     fn send_reply(

@@ -7,8 +7,8 @@ use rollcall_core::wire::{ApiError, ErrorCode, Goodbye, LIST_LIMIT_DEFAULT, LIST
 use rollcall_core::{AgentId, InstanceId};
 use tokio::sync::oneshot;
 
-use super::Shell;
 use super::timing::GOODBYE_DUE_MS;
+use super::{Shell, Unheard};
 use crate::api::{Ask, ListQuery, Listing};
 use crate::decide::Wish;
 use crate::state::Index;
@@ -92,7 +92,8 @@ impl Shell {
         let current = entry.known.agent.instance_id.clone().filter(|_| !entry.known.current_is_past());
         let instance = current.ok_or_else(gone)?;
         let until = self.clock.now().plus_ms(GOODBYE_DUE_MS);
-        self.cold.entry(index).or_default().goodbye = Some((instance.clone(), goodbye, until));
+        let unheard = Unheard { instance: instance.clone(), goodbye, until, while_still: false };
+        self.cold.entry(index).or_default().goodbye = Some(unheard);
         Ok(instance)
     }
 

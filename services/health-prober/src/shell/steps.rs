@@ -212,7 +212,7 @@ impl Shell {
     /// A goodbye was heard: it need not be repeated in answers to heartbeats.
     pub(super) fn parted(&mut self, index: Index, instance: &InstanceId, heard: bool) {
         if heard && let Some(cold) = self.cold.get_mut(&index) {
-            cold.goodbye.take_if(|(due, _, _)| due == instance);
+            cold.goodbye.take_if(|due| due.instance == *instance);
             self.tidy(index);
         }
     }

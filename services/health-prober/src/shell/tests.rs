@@ -1,7 +1,7 @@
 //! The loop's own decisions at their edges, on a real bus and in virtual time.
 
 use rollcall_core::subject::Subjects;
-use rollcall_core::wire::AgentState;
+use rollcall_core::wire::{AgentState, GoodbyeReason};
 use rollcall_nats::testing::NatsServer;
 use rollcall_nats::{Entry, EventLog};
 use rollcall_service::Settings;
@@ -94,6 +94,94 @@ impl Bench {
         let (shell, now) = (&mut self.shell, self.now);
         crate::hear::hear(&mut shell.fleet, AGENT, beat.to_string().as_bytes(), &shell.policy, now).unwrap();
     }
+
+    /// Heartbeats in time that all say the same, for so long.
+    fn beat_for(&mut self, ms: u64, executions: &Value) {
+        for _ in 0..ms / INTERVAL_MS {
+            self.beat(INTERVAL_MS, executions);
+        }
+    }
+
+    /// What the instance is told, by its next timer and in the answer to a heartbeat of this moment.
+    fn told(&mut self) -> Option<GoodbyeReason> {
+        self.shell.enforce_deadlines(0, self.now);
+        self.answered()
+    }
+
+    fn answered(&self) -> Option<GoodbyeReason> {
+        self.shell.goodbye_due(0, &"i1".parse().unwrap(), self.now).map(|goodbye| goodbye.reason)
+    }
+}
+
+fn one(progress: u32) -> Value {
+    json!([{ "id": "e1", "attempt": 1, "progress": progress }])
+}
+
+#[tokio::test]
+async fn work_that_stands_still_is_told_and_what_moves_again_takes_it_back() {
+    let mut bench = Bench::with_agent().await;
+    bench.beat_for(ACTIVITY_TIMEOUT_MS, &one(3));
+    assert_eq!(bench.told(), None, "a heartbeat short of it");
+    bench.beat_for(INTERVAL_MS, &one(3));
+    assert_eq!(bench.told(), Some(GoodbyeReason::ActivityTimeout));
+    bench.beat_for(INTERVAL_MS, &one(3));
+    assert_eq!(bench.answered(), Some(GoodbyeReason::ActivityTimeout), "until it is confirmed");
+    bench.beat(INTERVAL_MS, &one(4));
+    assert_eq!(bench.answered(), None, "it moves");
+    bench.beat_for(ACTIVITY_TIMEOUT_MS - INTERVAL_MS, &one(4));
+    assert_eq!(bench.told(), None);
+}
+
+#[tokio::test]
+async fn work_that_names_no_progress_does_not_stand_still() {
+    let mut bench = Bench::with_agent().await;
+    let unmeasured = json!([{ "id": "e1", "attempt": 1 }]);
+    bench.beat_for(3 * ACTIVITY_TIMEOUT_MS, &unmeasured);
+    assert_eq!(bench.told(), None, "nobody knows whether it does");
+    let mixed = json!([{ "id": "e1", "attempt": 1 }, { "id": "e2", "attempt": 1, "progress": 3 }]);
+    bench.beat_for(3 * ACTIVITY_TIMEOUT_MS, &mixed);
+    assert_eq!(bench.told(), None, "the goodbye would end the other one too");
+    bench.beat_for(3 * ACTIVITY_TIMEOUT_MS, &json!([]));
+    assert_eq!(bench.told(), None, "nothing to do is no standstill");
+}
+
+#[tokio::test]
+async fn what_we_could_not_hear_is_no_standstill() {
+    // We are deaf, and then hear again: the first heartbeats say what the last ones said.
+    let mut bench = Bench::with_agent().await;
+    bench.beat_for(2 * ACTIVITY_TIMEOUT_MS, &one(3));
+    bench.shell.fleet.deaf = true;
+    assert_eq!(bench.told(), None, "deaf");
+    bench.shell.fleet.deaf = false;
+    bench.shell.fleet.restart_clocks(bench.now);
+    bench.beat_for(ACTIVITY_TIMEOUT_MS - INTERVAL_MS, &one(3));
+    assert_eq!(bench.told(), None, "every clock has started again");
+    bench.beat_for(INTERVAL_MS, &one(3));
+    assert_eq!(bench.told(), Some(GoodbyeReason::ActivityTimeout), "and runs");
+    bench.shell.fleet.restart_clocks(bench.now);
+    assert_eq!(bench.answered(), None, "what was told before we were deaf is taken back");
+    // It alone is cut off.
+    let mut bench = Bench::with_agent().await;
+    bench.beat_for(ACTIVITY_TIMEOUT_MS / 2, &one(3));
+    bench.now = bench.now.plus_ms(2 * ACTIVITY_TIMEOUT_MS);
+    assert_eq!(bench.told(), None, "it is silent, that is another matter");
+    bench.beat(0, &one(3));
+    assert_eq!(bench.told(), None, "what it did meanwhile nobody knows");
+}
+
+#[tokio::test]
+async fn a_goodbye_for_an_operator_is_not_taken_back() {
+    let mut bench = Bench::with_agent().await;
+    let goodbye = Goodbye {
+        reason: GoodbyeReason::ActivityTimeout,
+        deadline_ms: 0,
+        in_flight: rollcall_core::wire::InFlight::Return,
+    };
+    let (reply, answer) = oneshot::channel();
+    bench.shell.answer(Ask::Part(AGENT.parse().unwrap(), goodbye, reply));
+    assert!(answer.await.unwrap().is_ok());
+    bench.beat(INTERVAL_MS, &one(1));
+    assert_eq!(bench.answered(), Some(GoodbyeReason::ActivityTimeout));
 }
 
 /// Everything as it must be for "no responders" to count, after a heartbeat that is overdue.

@@ -16,7 +16,7 @@ use rollcall_core::wire::{Goodbye, GoodbyeReason, InFlight};
 use rollcall_core::{InstanceId, Timestamp};
 
 use super::intake::GOODBYE_DEADLINE_MS;
-use super::{HOLD_MAX_MS, Input, Shell};
+use super::{HOLD_MAX_MS, Input, Shell, Unheard};
 use crate::detector::Cause;
 use crate::state::{
     Answers, Entry, INTRODUCTIONS_MAX, Index, PingOutcome, edge_after_ms, interval_ms, miss_after_ms, misses,
@@ -160,7 +160,7 @@ impl Shell {
         self.rearm(index);
     }
 
-    fn enforce_deadlines(&mut self, index: Index, now: Timestamp) {
+    pub(super) fn enforce_deadlines(&mut self, index: Index, now: Timestamp) {
         let Some(entry) = self.fleet.get_mut(index) else { return };
         if entry.known.agent.status == Some(Status::Gone) || entry.known.current_is_past() {
             return;
@@ -180,20 +180,38 @@ impl Shell {
             entry.work.partings.get_or_insert_default().drain = Some((since, now));
             return self.part(index, instance, GoodbyeReason::Drain, now);
         }
-        let stands_still = self.policy.activity_timeout_ms.is_some_and(|timeout| {
-            entry.live.executions > 0 && now.since_ms(entry.live.claims_since) >= timeout
-        });
-        if stands_still {
-            entry.live.claims_since = now;
+        let told = entry.work.partings.as_deref().and_then(|said| said.still_at);
+        let again = self.policy.activity_timeout_ms.unwrap_or_default();
+        if told.is_none_or(|at| now.since_ms(at) >= again)
+            && self.stands_still(index, &instance, now)
+            && let Some(entry) = self.fleet.get_mut(index)
+        {
+            entry.work.partings.get_or_insert_default().still_at = Some(now);
             self.part(index, instance, GoodbyeReason::ActivityTimeout, now);
         }
+    }
+
+    /// An instance beats and does no work that it was given, if that is asked for. What we could not hear is not held
+    /// against it: neither our own deafness nor a gap in its heartbeats.
+    pub(super) fn stands_still(&self, index: Index, instance: &InstanceId, now: Timestamp) -> bool {
+        let (Some(timeout), Some(entry)) = (self.policy.activity_timeout_ms, self.fleet.get(index)) else {
+            return false;
+        };
+        let interval = interval_ms(&entry.known, &entry.live, &self.policy);
+        !self.fleet.deaf
+            && entry.live.instance.as_ref() == Some(instance)
+            && entry.live.stands_still(self.fleet.floor, interval, timeout, now)
     }
 
     /// Says goodbye on every way there is: by request, and in the answers to its heartbeats.
     fn part(&mut self, index: Index, instance: InstanceId, reason: GoodbyeReason, now: Timestamp) {
         let goodbye = Goodbye { reason, deadline_ms: GOODBYE_DEADLINE_MS, in_flight: InFlight::Return };
-        let due = (instance.clone(), goodbye.clone(), now.plus_ms(GOODBYE_DUE_MS));
-        self.cold.entry(index).or_default().goodbye = Some(due);
+        self.cold.entry(index).or_default().goodbye = Some(Unheard {
+            instance: instance.clone(),
+            goodbye: goodbye.clone(),
+            until: now.plus_ms(GOODBYE_DUE_MS),
+            while_still: reason == GoodbyeReason::ActivityTimeout,
+        });
         self.say_goodbye(index, instance, goodbye);
     }
 
@@ -230,8 +248,12 @@ impl Shell {
                 due.push(deadline.max(told.unwrap_or_default()));
             }
             due.extend(known.forget_due(self.policy.forget_after_ms).filter(|at| *at > now));
-            if let Some(timeout) = self.policy.activity_timeout_ms.filter(|_| live.executions > 0) {
-                due.push(live.claims_since.plus_ms(timeout));
+            if let Some(timeout) = self.policy.activity_timeout_ms.filter(|_| live.measured) {
+                let told = entry.work.partings.as_deref().and_then(|said| said.still_at);
+                let at = live.still_since(self.fleet.floor).max(told.unwrap_or_default()).plus_ms(timeout);
+                // Due and not said: it was not heard just now.
+                let look_again = now.plus_ms(interval_ms(known, live, &self.policy) / 4);
+                due.push(if at > now { at } else { look_again });
             }
         }
         if agent.flapping {

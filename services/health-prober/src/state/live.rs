@@ -107,7 +107,9 @@ pub struct Live {
     pub executions: u32,
     /// Hash of its claims with their progress; only with an activity timeout.
     pub claims: u64,
-    /// Since when the claims stand still.
+    /// It holds something, and names a progress for everything that it holds; only with an activity timeout.
+    pub measured: bool,
+    /// Since when the claims stand still, as far as it was heard without a gap.
     pub claims_since: Timestamp,
     /// Its active probe.
     pub probe: Option<Box<ProbeSeen>>,
@@ -209,6 +211,21 @@ impl Live {
     #[must_use]
     pub fn silent_from(&self, floor: Timestamp) -> Timestamp {
         self.anchor.max(floor)
+    }
+
+    /// Since when its work stands still, as far as we could see.
+    #[must_use]
+    pub fn still_since(&self, floor: Timestamp) -> Timestamp {
+        self.claims_since.max(floor)
+    }
+
+    /// Its work stands still by its own word: it was heard within its interval, names a progress for everything that it
+    /// holds, and nothing of that has moved for so long.
+    #[must_use]
+    pub fn stands_still(&self, floor: Timestamp, interval_ms: u64, timeout_ms: u64, now: Timestamp) -> bool {
+        self.measured
+            && self.heard_at.is_some_and(|heard| now.since_ms(heard) <= interval_ms)
+            && now.since_ms(self.still_since(floor)) >= timeout_ms
     }
 
     /// All channels, as the detector wants them. Nobody is pinged beyond the threshold: what was answered there holds.
