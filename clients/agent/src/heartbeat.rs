@@ -17,8 +17,8 @@ use crate::{Worker, shell::Shell, shutdown::Trigger};
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last heartbeat may take (PROTOCOL.md 2, Shutdown, step 5).
 pub(crate) const GONE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Pause before the last heartbeat is tried again over a lost connection.
-const GONE_RETRY: Duration = Duration::from_millis(100);
+/// Pause before the last heartbeat is said again: over a lost connection, or to one who could not take it.
+const GONE_RETRY: Duration = Duration::from_millis(250);
 /// Deadline of the goodbye that a bare `superseded` status stands for, in milliseconds: nothing to wait for.
 const SUPERSEDED_DEADLINE_MS: u64 = 0;
 
@@ -90,16 +90,20 @@ fn goodbye_in(reply: &HeartbeatReply) -> Option<Goodbye> {
     reply.goodbye.clone().or_else(|| (reply.status == "superseded").then(superseded))
 }
 
-/// The last heartbeat: `gone`, as a request, at most [`GONE_TIMEOUT`]. Whatever becomes of it, the agent goes.
+/// The last heartbeat: `gone`, as a request, at most [`GONE_TIMEOUT`]. Whatever becomes of it, the agent goes. It is heard
+/// when it is answered with a status; one that is refused, or that nobody was ready for, is said again.
 pub(crate) async fn say_gone<W>(shell: &Shell<W>) {
     let subject = shell.subjects.heartbeat(&shell.profile.id);
     let attempt = async {
         loop {
             let bytes = shell.heartbeat(Some(AgentState::Gone));
-            match shell.bus.request(subject.clone(), bytes, GONE_TIMEOUT).await {
-                Err(RequestError::Disconnected) => tokio::time::sleep(GONE_RETRY).await,
-                other => return other.map(drop),
+            match shell.bus.request(subject.clone(), bytes, REPLY_TIMEOUT).await {
+                Ok(reply) if is_heard(&reply.payload) => return Ok(()),
+                Ok(_) => tracing::debug!("the last heartbeat was refused"),
+                Err(RequestError::Disconnected | RequestError::Timeout) => {}
+                Err(error) => return Err(error),
             }
+            tokio::time::sleep(GONE_RETRY).await;
         }
     };
     match tokio::time::timeout(GONE_TIMEOUT, attempt).await {
@@ -107,6 +111,10 @@ pub(crate) async fn say_gone<W>(shell: &Shell<W>) {
         Ok(Err(error)) => tracing::warn!(%error, "gone, and nobody answered"),
         Err(_) => tracing::warn!("gone, and nobody could be told within {GONE_TIMEOUT:?}"),
     }
+}
+
+fn is_heard(payload: &[u8]) -> bool {
+    serde_json::from_slice::<HeartbeatReply>(payload).is_ok()
 }
 
 #[cfg(test)]

@@ -398,6 +398,7 @@ async fn a_report_is_sent_until_it_is_acknowledged_and_listed_as_long() {
     for _ in 0..2 {
         let beat = fleet.next_beat(|_| true).await;
         assert_eq!(ids(&beat), ["x"], "listed until acknowledged");
+        assert!(beat["executions"][0].get("progress").is_none(), "over: it can't stand still");
         assert_eq!(beat["state"], "ready", "and no slot in use");
     }
     assert_eq!(fleet.dispatch("y", 1, json!(null)).await, json!({"accepted": true}));
@@ -553,6 +554,18 @@ async fn a_goodbye_in_the_reply_to_a_heartbeat_is_heard() {
 }
 
 #[tokio::test]
+async fn a_farewell_that_is_refused_is_said_again_until_it_is_taken() {
+    let answer = nothing_due();
+    let mut fleet = Fleet::start_without_streams(agent(1), until_stopped(), Arc::clone(&answer)).await;
+    *answer.lock().unwrap() = json!({"error": {"code": "not_ready", "message": "the log is being read"}});
+    fleet.handle.trigger(&Trigger::Signal(Signal::Term));
+    let gone = |beats: &Vec<Value>| beats.iter().filter(|beat| beat["state"] == "gone").count();
+    within("it said again", fleet.beats.wait_for(|beats| gone(beats) >= 2)).await.unwrap();
+    *answer.lock().unwrap() = nothing_due().lock().unwrap().clone();
+    assert_eq!(fleet.exit().await.status, 0);
+}
+
+#[tokio::test]
 async fn a_farewell_that_nobody_hears_or_answers_does_not_hold_up_the_exit() {
     let mute = async {
         let answer = nothing_due();
@@ -572,6 +585,8 @@ async fn a_farewell_that_nobody_hears_or_answers_does_not_hold_up_the_exit() {
         assert_eq!((exit.status, exit.clean), (0, true), "nothing is left behind, it just could not say so");
     }
     assert_eq!(beats.borrow().last().unwrap()["state"], "gone", "it tried");
+    let tries = beats.borrow().iter().filter(|beat| beat["state"] == "gone").count();
+    assert!(tries >= 2, "somebody may have been ready for it later: said {tries} times");
     // The 15 s of the contract, and what two busy cores take.
     let took = began.elapsed();
     assert!(took >= Duration::from_secs(14) && took < DEADLINE, "{took:?}");

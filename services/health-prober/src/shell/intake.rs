@@ -56,9 +56,7 @@ impl Shell {
         self.counters.beats.increment(1);
         let reply = message.reply.as_deref();
         if !self.ready {
-            if let Some(reply) = reply {
-                self.refuse(reply, &ApiError::not_ready("the health-prober is still reading the log"));
-            }
+            // Not even refused: an answer would hide that of another prober, and a farewell would be taken for heard.
             return;
         }
         let agent = self.reach.subjects.agent_of_heartbeat(&message.subject).unwrap_or_default();

@@ -3,7 +3,7 @@
 use rollcall_core::subject::Subjects;
 use rollcall_core::wire::{AgentState, GoodbyeReason};
 use rollcall_nats::testing::NatsServer;
-use rollcall_nats::{Entry, EventLog};
+use rollcall_nats::{Entry, EventLog, Message};
 use rollcall_service::Settings;
 use serde_json::{Value, json};
 
@@ -115,6 +115,27 @@ impl Bench {
 
 fn one(progress: u32) -> Value {
     json!([{ "id": "e1", "attempt": 1, "progress": progress }])
+}
+
+#[tokio::test]
+async fn a_prober_that_reads_the_log_leaves_heartbeats_to_others() {
+    let mut bench = Bench::open().await;
+    bench.shell.ready = false;
+    let bus = bench.shell.reach.bus.clone();
+    let mut answers = bus.subscribe("_INBOX.bench.1").await.unwrap();
+    let mut beats = bus.subscribe(bench.shell.reach.subjects.all_heartbeats()).await.unwrap();
+    bus.flush().await.unwrap();
+    let subject = bench.shell.reach.subjects.heartbeat(&AGENT.parse().unwrap());
+    for state in ["ready", "gone"] {
+        let beat = json!({ "instance_id": "i1", "seq": 1, "state": state, "capacity": 1, "executions": [] });
+        bus.publish(subject.clone(), beat.to_string().into_bytes().into()).await.unwrap();
+        let message = beats.next().await.unwrap();
+        bench.shell.hear(&Message { reply: Some("_INBOX.bench.1".into()), ..message });
+    }
+    // Whatever it had said would have come before this.
+    bench.shell.publish("_INBOX.bench.1", b"last".to_vec());
+    assert_eq!(answers.next().await.unwrap().payload.as_ref(), b"last");
+    assert!(bench.shell.fleet.is_empty());
 }
 
 #[tokio::test]
