@@ -162,12 +162,14 @@ impl Verbs {
     }
 
     async fn goodbye(&self, id: AgentId, asked: &AgentRequest) -> Result<Bytes, ApiError> {
+        let reason = asked.reason.as_deref().map_or(GoodbyeReason::Operator, named);
         let goodbye = Goodbye {
-            reason: GoodbyeReason::Operator,
+            reason,
             deadline_ms: asked.deadline_ms.unwrap_or(GOODBYE_DEADLINE_MS_DEFAULT),
             in_flight: asked.in_flight.unwrap_or(InFlight::Finish),
         };
         let instance = self.ask(|reply| Ask::Part(id.clone(), goodbye.clone(), reply)).await??;
+        tracing::info!(agent_id = %id, instance_id = %instance, ?reason, why = asked.reason, "an operator says goodbye");
         let said = self.reach.say_goodbye(&id, &instance, &goodbye).await;
         let mut answer = json!({ "agent_id": id, "instance_id": instance, "sent": true, "answered": false });
         match said {
@@ -187,6 +189,18 @@ impl Verbs {
             Err(error) => answer["note"] = json!(error.to_string()),
         }
         encode(&answer)
+    }
+}
+
+/// The reason that an agent is told: one of the contract's names (PROTOCOL.md 3) as it is, anything else is an operator's
+/// own words, which are for people.
+fn named(reason: &str) -> GoodbyeReason {
+    match reason {
+        "superseded" => GoodbyeReason::Superseded,
+        "activity_timeout" => GoodbyeReason::ActivityTimeout,
+        "drain" => GoodbyeReason::Drain,
+        "restart" => GoodbyeReason::Restart,
+        _ => GoodbyeReason::Operator,
     }
 }
 

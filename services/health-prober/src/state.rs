@@ -50,6 +50,8 @@ struct Troubles {
     quarantine_changed_at: Timestamp,
     /// When the clock was set the last time while any of these times, or a silence, ran: they start here.
     clock_set_at: Timestamp,
+    /// Its current instance was called gone by somebody else than itself.
+    dismissed: bool,
 }
 
 impl Known {
@@ -83,6 +85,7 @@ impl Known {
                 // What its predecessor did is not held against a new instance.
                 if let Some(troubles) = &mut self.troubles {
                     troubles.falls = Vec::new();
+                    troubles.dismissed = false;
                 }
             }
             AgentEvent::Disconnected(change) | AgentEvent::Error(change) => {
@@ -99,9 +102,12 @@ impl Known {
                 self.status_seq = seq;
                 self.silent_since = None;
             }
-            AgentEvent::Gone(_) => {
+            AgentEvent::Gone(change) => {
                 self.status_seq = seq;
                 self.silent_since = None;
+                if change.by.as_deref() != Some("instance") {
+                    self.troubles().dismissed = true;
+                }
             }
             AgentEvent::Quarantined(_) => self.troubles().quarantine_changed_at = time,
             AgentEvent::Released(_) => {
@@ -201,6 +207,12 @@ impl Known {
     #[must_use]
     pub fn current_is_past(&self) -> bool {
         self.agent.instance_id.as_ref().is_some_and(|instance| self.agent.is_past(instance))
+    }
+
+    /// Its current instance was forgotten: by an operator, or because it was bad for too long. It may live.
+    #[must_use]
+    pub fn was_dismissed(&self) -> bool {
+        self.troubles.as_deref().is_some_and(|troubles| troubles.dismissed) && self.current_is_past()
     }
 
     /// It sends heartbeats (it is not from the agents file).

@@ -4,6 +4,8 @@
 
 #[path = "stories/hearing.rs"]
 mod hearing;
+#[path = "stories/leaving.rs"]
+mod leaving;
 #[path = "stories/stage.rs"]
 mod stage;
 
@@ -255,6 +257,9 @@ async fn a_slow_agent_that_answers_is_degraded_and_an_unheard_one_is_not_pinged_
     assert!(!stage.types("slow").await.contains(&"agent.disconnected".to_owned()));
     let event = stage.until("slow", "agent.error").await;
     assert_eq!(event["data"]["code"], "protocol", "it answers, and does not beat: {event}");
+    stage.until_view("slow", |view| view["failures_in_a_row"].as_u64() >= Some(5)).await;
+    let errors = stage.types("slow").await.iter().filter(|kind| *kind == "agent.error").count();
+    assert_eq!(errors, 1, "nobody asks it any more, and what it answered holds");
     // One that never answered a ping is not condemned by having no responders.
     stage.beat("deaf", beat("i1", 1)).await;
     let event = stage.until("deaf", "agent.disconnected").await;

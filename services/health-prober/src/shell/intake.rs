@@ -50,6 +50,11 @@ pub(super) const fn superseded() -> Goodbye {
     }
 }
 
+/// The goodbye for an instance that was taken for gone and lives: only a new instance counts again.
+const fn dismissed() -> Goodbye {
+    Goodbye { reason: GoodbyeReason::Restart, deadline_ms: GOODBYE_DEADLINE_MS, in_flight: InFlight::Finish }
+}
+
 impl Shell {
     /// Takes in one heartbeat.
     pub(super) fn hear(&mut self, message: &Message) {
@@ -111,7 +116,12 @@ impl Shell {
     fn farewell(&mut self, index: Index, instance: &InstanceId, reply: Option<&str>, now: Timestamp) {
         let Some(entry) = self.fleet.get_mut(index) else { return };
         let status = told(&entry.known, instance);
-        let superseded_by_another = entry.known.agent.instance_id.as_ref() != Some(instance);
+        let goodbye = if entry.known.agent.instance_id.as_ref() != Some(instance) {
+            Some(superseded())
+        } else {
+            // Who said goodbye itself knows, and what it still sends is on its way to its end.
+            entry.known.was_dismissed().then(dismissed)
+        };
         let interval = interval_ms(&entry.known, &entry.live, &self.policy);
         let due = entry
             .work
@@ -119,12 +129,12 @@ impl Shell {
             .as_deref()
             .and_then(|said| said.past_at)
             .is_none_or(|at| now.since_ms(at) >= FAREWELL_INTERVAL_MS);
-        if superseded_by_another && due {
+        if let Some(goodbye) = goodbye.clone().filter(|_| due) {
             entry.work.partings.get_or_insert_default().past_at = Some(now);
-            self.say_goodbye(index, instance.clone(), superseded());
+            self.say_goodbye(index, instance.clone(), goodbye);
         }
         if let Some(reply) = reply {
-            self.send_reply(reply, status, interval, superseded_by_another.then(superseded), now);
+            self.send_reply(reply, status, interval, goodbye, now);
         }
     }
 
