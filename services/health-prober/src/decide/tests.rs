@@ -19,6 +19,8 @@ struct Lab {
     now: Timestamp,
     seq: u64,
     log: Vec<AgentEvent>,
+    /// When each event of the log was appended.
+    times: Vec<Timestamp>,
 }
 
 const AGENT: &str = "a";
@@ -38,6 +40,7 @@ impl Lab {
             now: Timestamp::from_millis(1_000_000),
             seq: 0,
             log: Vec::new(),
+            times: Vec::new(),
         }
     }
 
@@ -88,6 +91,7 @@ impl Lab {
         let index = self.fleet.find_or_add(event.agent_id()).unwrap();
         self.fleet.apply(index, self.seq, &event, self.now, true);
         self.log.push(event);
+        self.times.push(self.now);
     }
 
     /// Lets time pass without a heartbeat.
@@ -150,10 +154,11 @@ impl Lab {
         let log = std::mem::take(&mut self.log);
         self.fleet = Fleet::default();
         self.seq = 0;
-        for event in log {
+        self.times.truncate(log.len());
+        for (event, time) in log.into_iter().zip(&self.times) {
             self.seq += 1;
             let index = self.fleet.find_or_add(event.agent_id()).unwrap();
-            self.fleet.apply(index, self.seq, &event, self.now, false);
+            self.fleet.apply(index, self.seq, &event, *time, false);
             self.log.push(event);
         }
         self.fleet.restart_clocks(self.now);
