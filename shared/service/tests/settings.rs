@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
-use rollcall_service::settings::{Loaded, VARIABLES, help_table};
+use rollcall_service::settings::{Kind, Loaded, VARIABLES, help_table};
 use rollcall_service::{Settings, SettingsError};
 
 fn load(environment: &[(&str, &str)]) -> Result<Loaded, SettingsError> {
@@ -179,13 +179,35 @@ fn unknown_variables_are_a_warning_and_foreign_ones_nothing() {
 
 #[test]
 fn what_is_wrong_together_is_named() {
-    let error = load(&[("ROLLCALL_PROBE_INTERVAL_MS", "1000")]).unwrap_err();
+    let error =
+        load(&[("ROLLCALL_PROBE_INTERVAL_MS", "1000"), ("ROLLCALL_PROBE_TIMEOUT_MS", "1001")]).unwrap_err();
     assert_eq!(names(&error), ["ROLLCALL_PROBE_TIMEOUT_MS"]);
+    let file = file("probe_timeout_ms = 1001\n");
+    let path = file.path().to_str().unwrap();
+    let error = load(&[("ROLLCALL_PROBE_INTERVAL_MS", "1000"), ("ROLLCALL_CONFIG", path)]).unwrap_err();
+    assert_eq!(names(&error), [format!("probe_timeout_ms in {path}")]);
     let error = load(&[("ROLLCALL_NATS_PASSWORD", "s3cret")]).unwrap_err();
     assert_eq!(names(&error), ["ROLLCALL_NATS_PASSWORD"]);
     assert!(!error.to_string().contains("s3cret"));
     let error = load(&[("ROLLCALL_NATS_USER", "u"), ("ROLLCALL_NATS_CREDS", "/f")]).unwrap_err();
     assert_eq!(names(&error), ["ROLLCALL_NATS_USER"]);
+}
+
+#[test]
+fn a_default_gives_way_to_what_was_given() {
+    let millis = Duration::from_millis;
+    let settings = load(&[("ROLLCALL_PROBE_INTERVAL_MS", "1000")]).unwrap().settings;
+    assert_eq!((settings.probe_interval, settings.probe_timeout), (millis(1000), millis(1000)));
+    let settings = load(&[("ROLLCALL_PROBE_TIMEOUT_MS", "40000")]).unwrap().settings;
+    assert_eq!((settings.probe_interval, settings.probe_timeout), (millis(40_000), millis(40_000)));
+    // Whatever one setting may be on its own, it may be without any other.
+    for variable in VARIABLES {
+        let (Kind::Count(low, high) | Kind::Millis(low, high)) = variable.kind else { continue };
+        for bound in [low, high] {
+            let loaded = load(&[(variable.name, &bound.to_string())]);
+            assert!(loaded.is_ok(), "{} = {bound}: {loaded:?}", variable.name);
+        }
+    }
 }
 
 #[test]

@@ -181,7 +181,7 @@ struct Reader {
 impl Reader {
     /// What is bad is noted and stands in for itself with something harmless; with problems, nothing of it is used.
     fn settings(&mut self) -> Settings {
-        let settings = Settings {
+        let mut settings = Settings {
             nats_url: Secret(self.checked("ROLLCALL_NATS_URL", check_nats_url)),
             nats_creds: self.path("ROLLCALL_NATS_CREDS"),
             nats_user: self.text("ROLLCALL_NATS_USER"),
@@ -216,7 +216,7 @@ impl Reader {
             log: self.checked("ROLLCALL_LOG", check_log),
             log_format: self.log_format("ROLLCALL_LOG_FORMAT"),
         };
-        self.check_together(&settings);
+        self.check_together(&mut settings);
         settings
     }
 
@@ -308,10 +308,19 @@ impl Reader {
         })
     }
 
-    /// What only is wrong in company.
-    fn check_together(&mut self, settings: &Settings) {
-        if settings.probe_timeout > settings.probe_interval && !self.is_bad("ROLLCALL_PROBE_INTERVAL_MS") {
-            self.note_if_found("ROLLCALL_PROBE_TIMEOUT_MS", "must not be above ROLLCALL_PROBE_INTERVAL_MS");
+    /// What only is wrong in company. Only what somebody gave can be wrong: a default gives way.
+    fn check_together(&mut self, settings: &mut Settings) {
+        if settings.probe_timeout > settings.probe_interval {
+            if !self.is_given("ROLLCALL_PROBE_TIMEOUT_MS") {
+                settings.probe_timeout = settings.probe_interval;
+            } else if !self.is_given("ROLLCALL_PROBE_INTERVAL_MS") {
+                settings.probe_interval = settings.probe_timeout;
+            } else if !self.is_bad("ROLLCALL_PROBE_INTERVAL_MS") {
+                self.note_if_found(
+                    "ROLLCALL_PROBE_TIMEOUT_MS",
+                    "must not be above ROLLCALL_PROBE_INTERVAL_MS",
+                );
+            }
         }
         if settings.nats_password.is_some() && settings.nats_user.is_none() {
             self.note_if_found("ROLLCALL_NATS_PASSWORD", "needs ROLLCALL_NATS_USER");
@@ -319,6 +328,10 @@ impl Reader {
         if settings.nats_creds.is_some() && settings.nats_user.is_some() {
             self.note_if_found("ROLLCALL_NATS_USER", "can't be used together with ROLLCALL_NATS_CREDS");
         }
+    }
+
+    fn is_given(&self, name: &str) -> bool {
+        self.found(name).is_some_and(|found| found.from != From::Default)
     }
 
     /// The value stands in for one that is wrong already.
