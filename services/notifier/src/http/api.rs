@@ -22,6 +22,7 @@ use super::{
     error::Failure,
     openapi::{EntriesAnswer, ErrorAnswer, ExecutionAnswer, ExecutionsAnswer},
     params::Params,
+    stream::within_log,
 };
 use crate::{
     entry::read_entry,
@@ -241,7 +242,10 @@ pub(super) async fn events(State(shared): State<Arc<Shared>>, params: Params) ->
             let entries = frames.iter().map(|frame| (frame.seq, frame.bytes.clone())).collect();
             Found { entries, next, more: false }
         }
-        Some(after) => Box::pin(events_after(&shared, &filter, after, limit)).await?,
+        Some(after) => {
+            let after = within_log(&shared, after).await?;
+            Box::pin(events_after(&shared, &filter, after, limit)).await?
+        }
     };
     let mut out =
         BytesMut::with_capacity(64 + found.entries.iter().map(|(_, b)| b.len() + 32).sum::<usize>());

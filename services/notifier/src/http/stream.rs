@@ -33,7 +33,7 @@ pub(super) async fn subscribe(
 }
 
 /// A place beyond the log's end would wait in silence for events that are other than the ones meant.
-async fn within_log(shared: &Shared, after: u64) -> Result<u64, Failure> {
+pub(super) async fn within_log(shared: &Shared, after: u64) -> Result<u64, Failure> {
     if after <= shared.feed.head() {
         return Ok(after);
     }

@@ -154,9 +154,12 @@ async fn a_place_beyond_the_log_is_refused() {
     let mut log = Log::start().await;
     let seq = log.append(&samples::submitted("e1", None)).await;
     let notifier = log.notifier().await;
-    let response = notifier.get(&format!("/events?after={}", seq + 1)).await;
-    assert_eq!(response.status(), 400);
-    assert!(response.text().await.unwrap().contains("the log ends at 1"));
+    for path in ["/events", "/api/events"] {
+        assert_eq!(notifier.get(&format!("{path}?after={seq}")).await.status(), 200, "{path}");
+        let response = notifier.get(&format!("{path}?after={}", seq + 1)).await;
+        assert_eq!(response.status(), 400, "{path}");
+        assert!(response.text().await.unwrap().contains("the log ends at 1"), "{path}");
+    }
     notifier.stop().await;
 }
 
