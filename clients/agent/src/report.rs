@@ -95,6 +95,8 @@ pub(crate) fn encode(
         message: "the work stopped although nobody had asked it to".to_owned(),
     };
     let report = Report {
+        agent_id: None,
+        execution_id: None,
         instance_id: instance.clone(),
         attempt: key.attempt,
         outcome,
@@ -153,7 +155,8 @@ mod tests {
         let (_, payload) = of_finish(finish);
         let key = Key::new("x".parse().unwrap(), 3);
         let bytes = encode(&"i".parse().unwrap(), &key, outcome, payload, Timestamp::from_millis(0));
-        Report::read(&bytes).expect("within the limit and of the right shape")
+        Report::read(&"a".parse().unwrap(), &key.execution_id, &bytes)
+            .expect("within the limit and of the right shape")
     }
 
     #[test]

@@ -130,6 +130,7 @@ impl<W> Shell<W> {
         let mut inner = self.lock();
         let seq = inner.book.next_seq();
         let beat = Heartbeat {
+            agent_id: None,
             instance_id: self.profile.instance.as_str().into(),
             seq,
             state: state.unwrap_or_else(|| inner.book.state()),

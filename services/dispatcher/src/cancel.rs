@@ -96,10 +96,12 @@ impl Dispatcher {
     async fn report_waits(&self, execution: &rollcall_core::execution::Execution, attempt: u32) -> bool {
         let Some(held) = execution.current() else { return false };
         match self.reports.last(&self.subjects.report(&held.agent_id, execution.id())).await {
-            Ok(Some(entry)) => Report::read(&entry.bytes).is_ok_and(|report| {
-                report.attempt == attempt
-                    && !matches!(report.outcome, Outcome::Terminated | Outcome::Cancelled)
-            }),
+            Ok(Some(entry)) => {
+                Report::read(&held.agent_id, execution.id(), &entry.bytes).is_ok_and(|report| {
+                    report.attempt == attempt
+                        && !matches!(report.outcome, Outcome::Terminated | Outcome::Cancelled)
+                })
+            }
             Ok(None) => false,
             Err(_) => true,
         }

@@ -71,7 +71,7 @@ impl Dispatcher {
             self.subjects.of_report(delivery.subject()).ok_or("not the subject of a report")?;
         let agent = AgentId::new(agent).map_err(|e| e.to_string())?;
         let execution = ExecutionId::new(execution).map_err(|e| e.to_string())?;
-        let report = Report::read(delivery.payload()).map_err(|e| e.to_string())?;
+        let report = Report::read(&agent, &execution, delivery.payload()).map_err(|e| e.to_string())?;
         Ok((agent, execution, report))
     }
 

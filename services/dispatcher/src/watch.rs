@@ -65,7 +65,7 @@ impl Dispatcher {
         while !self.cancel.is_cancelled() {
             let until = Instant::now() + LOOK_AGAIN;
             if let Ok(Some(message)) = timeout_at(until, futures_next(&mut beats)).await
-                && let Ok(beat) = Heartbeat::read(&message.payload)
+                && let Ok(beat) = Heartbeat::read(agent.as_str(), &message.payload)
                 && instance.as_ref().is_none_or(|i| *beat.instance_id == *i.as_str())
                 && matches!(beat.state, AgentState::Ready | AgentState::Busy)
             {
@@ -101,7 +101,7 @@ impl Dispatcher {
                 return;
             }
             let Some(message) = message else { continue };
-            let Ok(beat) = Heartbeat::read(&message.payload) else { continue };
+            let Ok(beat) = Heartbeat::read(held.agent_id.as_str(), &message.payload) else { continue };
             if *beat.instance_id != *held.instance_id.as_str() {
                 continue;
             }

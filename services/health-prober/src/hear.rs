@@ -40,7 +40,7 @@ pub fn hear(
     policy: &Policy,
     now: Timestamp,
 ) -> Result<(Option<Index>, Heard), ApiError> {
-    let beat = Heartbeat::read(bytes)?;
+    let beat = Heartbeat::read(agent, bytes)?;
     if beat.instance_id.starts_with(FILE_INSTANCE_PREFIX) {
         // What never beats is told by its instance id, and what the operator trusts must not be impersonated.
         return Err(ApiError::bad_request(format!(

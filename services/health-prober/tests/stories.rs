@@ -210,6 +210,10 @@ async fn malformed_heartbeats_are_answered_and_change_nothing() {
         ("\u{0}\u{1b}[31m", "bad_request"),
         (r#"{"instance_id":"i.1","seq":1,"state":"ready","capacity":1,"executions":[]}"#, "invalid_id"),
         (r#"{"instance_id":"i","seq":1,"state":"ready","capacity":9999,"executions":[]}"#, "bad_request"),
+        (
+            r#"{"agent_id":"a2","instance_id":"i","seq":1,"state":"ready","capacity":1,"executions":[]}"#,
+            "bad_request",
+        ),
         (&" ".repeat(70_000), "too_large"),
     ] {
         let reply = stage.beat_raw("a1", body.as_bytes().to_vec()).await;

@@ -399,9 +399,9 @@ mod tests {
         };
         let mut claims = claims();
         let (five, four) = (read(5), read(4));
-        assert!(claims.beat(&Heartbeat::read(five.as_bytes()).unwrap(), t(1)));
-        assert!(!claims.beat(&Heartbeat::read(five.as_bytes()).unwrap(), t(2)));
-        assert!(!claims.beat(&Heartbeat::read(four.as_bytes()).unwrap(), t(3)));
+        assert!(claims.beat(&Heartbeat::read("a", five.as_bytes()).unwrap(), t(1)));
+        assert!(!claims.beat(&Heartbeat::read("a", five.as_bytes()).unwrap(), t(2)));
+        assert!(!claims.beat(&Heartbeat::read("a", four.as_bytes()).unwrap(), t(3)));
         assert_eq!(claims.last_at, Some(t(1)));
     }
 }

@@ -118,7 +118,7 @@ fn take(shared: &Shared, batch: &[Message]) {
     shared.with(|world, now| {
         for message in batch {
             let Some(agent) = shared.subjects.agent_of_heartbeat(&message.subject) else { continue };
-            match Heartbeat::read(&message.payload) {
+            match Heartbeat::read(agent, &message.payload) {
                 Ok(beat) => world.beat(agent, &beat, now),
                 // The prober counts it, logs it once per source and answers it.
                 Err(_) => malformed += 1,

@@ -140,7 +140,7 @@ async fn fetch(
         Look::Report => {
             let subject = shared.subjects.report(&holder.agent, id);
             let last = shared.reports.last(&subject).await.map_err(|error| error.to_string())?;
-            let last = last.and_then(|entry| Report::read(&entry.bytes).ok());
+            let last = last.and_then(|entry| Report::read(&holder.agent, id, &entry.bytes).ok());
             looks.waiting =
                 effect::waiting(holder.attempt, last.map(|report| (report.attempt, report.outcome)));
         }

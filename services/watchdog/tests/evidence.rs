@@ -229,7 +229,7 @@ impl Sim {
             "interval_ms": 1000, "executions": executions,
         })
         .to_string();
-        self.world.beat("a", &Heartbeat::read(beat.as_bytes()).unwrap(), self.now);
+        self.world.beat("a", &Heartbeat::read("a", beat.as_bytes()).unwrap(), self.now);
         self.work();
     }
 
@@ -571,7 +571,7 @@ fn an_agent_without_progress_never_stands_still() {
             r#"{{"instance_id":"i-1","seq":{},"state":"busy","capacity":1,"executions":[{{"id":"x","attempt":1}}]}}"#,
             sim.beat_seq
         );
-        sim.world.beat("a", &Heartbeat::read(beat.as_bytes()).unwrap(), sim.now);
+        sim.world.beat("a", &Heartbeat::read("a", beat.as_bytes()).unwrap(), sim.now);
         sim.work();
     }
     assert!(sim.is_untouched());

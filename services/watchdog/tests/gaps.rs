@@ -94,7 +94,11 @@ impl Sim {
             "interval_ms": INTERVAL_MS, "executions": [],
         })
         .to_string();
-        self.world.beat(id(agent).as_str(), &Heartbeat::read(beat.as_bytes()).unwrap(), self.now);
+        self.world.beat(
+            id(agent).as_str(),
+            &Heartbeat::read(id(agent).as_str(), beat.as_bytes()).unwrap(),
+            self.now,
+        );
     }
 
     fn round(&mut self, agents: usize, step: u64) {

@@ -168,7 +168,7 @@ impl Check {
 
 fn heartbeat() -> Value {
     json!({
-        "instance_id": "i", "seq": 42, "state": "ready", "capacity": 4,
+        "agent_id": "a", "instance_id": "i", "seq": 42, "state": "ready", "capacity": 4,
         "executions": [{"id": "e", "attempt": 1, "progress": 17.5}],
         "interval_ms": 5000, "pool": "default", "timeout_ms": 900_000, "reason": "sigterm", "version": "1.4.2",
         "labels": {"zone": "b"}, "probe": {"kind": "http", "url": "http://h/"},
@@ -178,7 +178,7 @@ fn heartbeat() -> Value {
 
 fn read_heartbeat(value: &Value) -> Option<Value> {
     let bytes = serde_json::to_vec(value).ok()?;
-    let beat = Heartbeat::read(&bytes).ok()?;
+    let beat = Heartbeat::read("a", &bytes).ok()?;
     beat.extras().ok()?;
     serde_json::to_value(beat).ok()
 }
@@ -198,6 +198,8 @@ fn check_agent_side(check: &mut Check) {
     };
     check.of("HeartbeatReply", Written, &reply);
     let report = Report {
+        agent_id: Some(samples::agent()),
+        execution_id: Some(samples::execution()),
         instance_id: samples::instance(),
         attempt: 1,
         outcome: Outcome::Completed,

@@ -93,7 +93,20 @@ async fn reports_that_do_not_count() {
     other.report(&work, 1, "completed", json!({"result": "stolen"})).await;
     holder.report_and_list(&work, 7, "completed", json!({"result": "from the future"})).await;
     let reports = rollcall_nats::Reports::new(&fleet.bus);
-    for nonsense in ["{", "{}", "{\"instance_id\":\"i\",\"attempt\":1,\"outcome\":\"won\"}"] {
+    // Who it is from and what it is about says its subject: a payload that says otherwise is invalid.
+    let named = |agent: &str, execution: &str| {
+        json!({"agent_id": agent, "execution_id": execution, "instance_id": holder.instance, "attempt": 1,
+            "outcome": "completed"})
+        .to_string()
+    };
+    for nonsense in [
+        "{",
+        "{}",
+        "{\"instance_id\":\"i\",\"attempt\":1,\"outcome\":\"won\"}",
+        &named("b", &work),
+        &named("a", "another"),
+    ] {
+        let nonsense = nonsense.to_owned();
         reports.publish(&format!("rollcall.report.a.{work}"), Bytes::from(nonsense)).await.unwrap();
     }
     reports.publish("rollcall.report.a.unheard-of", Bytes::from("{}")).await.unwrap();

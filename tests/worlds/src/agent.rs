@@ -43,6 +43,7 @@ impl Beat {
             .map(|(id, attempt, progress)| Claim { id: id.as_str().to_owned().into(), attempt, progress })
             .collect();
         Heartbeat {
+            agent_id: None,
             instance_id: self.instance.as_str().into(),
             seq: self.seq,
             state: self.state,

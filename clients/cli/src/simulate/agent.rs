@@ -370,6 +370,7 @@ impl<'a> Instance<'a> {
             .collect();
         let millis = u64::try_from(self.agent.world.interval.as_millis()).unwrap_or(u64::MAX);
         let beat = Heartbeat {
+            agent_id: None,
             instance_id: self.id.as_str().into(),
             seq,
             state: state.unwrap_or_else(|| self.book.state()),

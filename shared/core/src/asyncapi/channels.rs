@@ -200,13 +200,13 @@ fn the_examples_of_the_readers_contract_are_read() {
         let value: Value = serde_json::from_str(example).expect(example);
         let bytes = example.trim().as_bytes();
         if value.get("seq").is_some() && value.get("state").is_some_and(|state| state == "ready") {
-            Heartbeat::read(bytes).expect(example).extras().expect(example);
+            Heartbeat::read("a", bytes).expect(example).extras().expect(example);
             read.insert("heartbeat");
         } else if value.get("on_loss").is_some() && value.get("max_attempts").is_some() {
             SubmitRequest::read(bytes).expect(example);
             read.insert("submit");
         } else if value.get("outcome").is_some() {
-            Report::read(bytes).expect(example);
+            Report::read(&crate::samples::agent(), &crate::samples::execution(), bytes).expect(example);
             read.insert("report");
         } else if value.get("losses").is_some() {
             serde_json::from_value::<ExecutionView>(value).expect(example);

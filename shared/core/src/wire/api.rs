@@ -119,6 +119,12 @@ impl ApiError {
         Self::new(code, format!("{what}: {text}"))
     }
 
+    /// `bad_request` for an id in a payload that is another than the one in its subject.
+    #[must_use]
+    pub fn not_the_subjects(field: &str, named: &str, subject: &str) -> Self {
+        Self::bad_request(format!("{field} is {named:?}, and its subject says {subject}"))
+    }
+
     /// `too_large`
     #[must_use]
     pub fn too_large(what: &str, bytes: usize, limit: usize) -> Self {

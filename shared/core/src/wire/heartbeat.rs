@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::{CAPACITY_MAX, DURATION_MS_MAX, HEARTBEAT_BYTES_MAX, INTERVAL_MS};
@@ -52,9 +52,19 @@ pub struct Claim<'a> {
     pub progress: Option<f64>,
 }
 
+/// An optional text, borrowed where it can be: serde does that by itself only for a text that must be there.
+fn borrowed<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cow<'a, str>>, D::Error> {
+    #[derive(Deserialize)]
+    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+    Ok(Option::<Text<'_>>::deserialize(deserializer)?.map(|text| text.0))
+}
+
 /// A heartbeat as it came, its identifiers checked by [`Heartbeat::read`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Heartbeat<'a> {
+    /// The agent, which its subject names; if it is here as well, it must be the same.
+    #[serde(default, borrow, deserialize_with = "borrowed", skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<Cow<'a, str>>,
     /// The process start it comes from.
     #[serde(borrow)]
     pub instance_id: Cow<'a, str>,
@@ -71,16 +81,16 @@ pub struct Heartbeat<'a> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_ms: Option<u64>,
     /// Its pool.
-    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(default, borrow, deserialize_with = "borrowed", skip_serializing_if = "Option::is_none")]
     pub pool: Option<Cow<'a, str>>,
     /// Its default execution timeout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// Why it drains or goes.
-    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(default, borrow, deserialize_with = "borrowed", skip_serializing_if = "Option::is_none")]
     pub reason: Option<Cow<'a, str>>,
     /// Its version.
-    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(default, borrow, deserialize_with = "borrowed", skip_serializing_if = "Option::is_none")]
     pub version: Option<Cow<'a, str>>,
     /// Its labels, not looked into until they change.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
@@ -118,8 +128,8 @@ pub struct Extras {
 }
 
 impl<'a> Heartbeat<'a> {
-    /// Reads a heartbeat and checks everything that the contract bounds.
-    pub fn read(bytes: &'a [u8]) -> Result<Self, ApiError> {
+    /// Reads a heartbeat of `agent` (the token of its subject) and checks everything that the contract bounds.
+    pub fn read(agent: &str, bytes: &'a [u8]) -> Result<Self, ApiError> {
         if bytes.len() > HEARTBEAT_BYTES_MAX {
             return Err(ApiError::too_large("heartbeat", bytes.len(), HEARTBEAT_BYTES_MAX));
         }
@@ -131,6 +141,10 @@ impl<'a> Heartbeat<'a> {
                 Err(InvalidId { field, shown: text.chars().take(80).collect() })
             }
         };
+        if let Some(named) = beat.agent_id.as_deref().filter(|named| *named != agent) {
+            id("agent_id", named)?;
+            return Err(ApiError::not_the_subjects("agent_id", named, agent));
+        }
         id("instance_id", &beat.instance_id)?;
         if let Some(pool) = &beat.pool {
             id("pool", pool)?;
@@ -222,7 +236,7 @@ mod tests {
     fn the_smallest_heartbeat_is_enough_and_unknown_fields_are_ignored() {
         let bytes =
             br#"{"instance_id":"i","seq":1,"state":"ready","capacity":0,"executions":[],"x":{"y":[1]}}"#;
-        let beat = Heartbeat::read(bytes).unwrap();
+        let beat = Heartbeat::read("a", bytes).unwrap();
         assert_eq!((beat.seq, beat.capacity, beat.state), (1, 0, AgentState::Ready));
         assert_eq!(beat.pool_or_default().unwrap().as_str(), "default");
         assert_eq!(beat.extras().unwrap(), Extras::default());
@@ -262,15 +276,40 @@ mod tests {
                 "invalid_id",
                 "execution_id",
             ),
+            (
+                r#"{"agent_id":"b","instance_id":"i","seq":1,"state":"ready","capacity":1,"executions":[]}"#,
+                "bad_request",
+                "\"b\"",
+            ),
+            (
+                r#"{"agent_id":"b.c","instance_id":"i","seq":1,"state":"ready","capacity":1,"executions":[]}"#,
+                "invalid_id",
+                "agent_id",
+            ),
             ("[]", "bad_request", "heartbeat"),
             ("not json", "bad_request", "heartbeat"),
         ];
         for (text, code, names) in cases {
-            let error = Heartbeat::read(text.as_bytes()).expect_err(text);
+            let error = Heartbeat::read("a", text.as_bytes()).expect_err(text);
             assert_eq!(error.code.as_str(), code, "{text}: {error}");
             assert!(error.message.contains(names), "{text}: {error}");
         }
         let big = vec![b' '; HEARTBEAT_BYTES_MAX + 1];
-        assert_eq!(Heartbeat::read(&big).unwrap_err().code.as_str(), "too_large");
+        assert_eq!(Heartbeat::read("a", &big).unwrap_err().code.as_str(), "too_large");
+    }
+
+    #[test]
+    fn what_repeats_the_subject_is_fine_and_no_text_is_copied() {
+        let bytes =
+            br#"{"agent_id":"a","instance_id":"i","seq":1,"state":"gone","capacity":0,"executions":[],
+            "pool":"p","reason":"r","version":"v"}"#;
+        let beat = Heartbeat::read("a", bytes).unwrap();
+        for text in [&beat.agent_id, &beat.pool, &beat.reason, &beat.version] {
+            assert!(matches!(text, Some(Cow::Borrowed(_))), "{text:?}");
+        }
+        let escaped =
+            br#"{"agent_id":"\u0061","instance_id":"i","seq":1,"state":"gone","capacity":0,"executions":[],
+            "pool":null}"#;
+        assert!(Heartbeat::read("a", escaped).unwrap().pool.is_none());
     }
 }

@@ -4,7 +4,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::{ApiError, REQUEST_BYTES_MAX};
-use crate::{ids::InstanceId, time::Timestamp};
+use crate::{
+    ids::{AgentId, ExecutionId, InstanceId},
+    time::Timestamp,
+};
 
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -58,6 +61,12 @@ fn code_or_unknown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String,
 /// A report as it travels. `result` and `checkpoint` are carried as the bytes that came.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
+    /// The agent, which its subject names; if it is here as well, it must be the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// The execution, which its subject names; if it is here as well, it must be the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution_id: Option<ExecutionId>,
     /// The instance that held the execution.
     pub instance_id: InstanceId,
     /// The attempt it speaks of.
@@ -79,11 +88,18 @@ pub struct Report {
 }
 
 impl Report {
-    /// Reads a report within its size limit.
-    pub fn read(bytes: &[u8]) -> Result<Self, ApiError> {
+    /// Reads a report of `agent` on `execution` (the tokens of its subject) within its size limit.
+    pub fn read(agent: &AgentId, execution: &ExecutionId, bytes: &[u8]) -> Result<Self, ApiError> {
         if bytes.len() > REQUEST_BYTES_MAX {
             return Err(ApiError::too_large("report", bytes.len(), REQUEST_BYTES_MAX));
         }
-        serde_json::from_slice(bytes).map_err(|e| ApiError::bad_json("report", &e))
+        let report: Self = serde_json::from_slice(bytes).map_err(|e| ApiError::bad_json("report", &e))?;
+        if let Some(named) = report.agent_id.as_ref().filter(|named| *named != agent) {
+            return Err(ApiError::not_the_subjects("agent_id", named.as_str(), agent.as_str()));
+        }
+        if let Some(named) = report.execution_id.as_ref().filter(|named| *named != execution) {
+            return Err(ApiError::not_the_subjects("execution_id", named.as_str(), execution.as_str()));
+        }
+        Ok(report)
     }
 }

@@ -201,6 +201,8 @@ impl Instance<'_> {
         self.agent.world.truth().dead(key);
         let now = self.agent.world.clock.now().as_millis() + self.agent.skew_ms;
         let report = Report {
+            agent_id: None,
+            execution_id: None,
             instance_id: self.id.clone(),
             attempt: key.attempt,
             outcome,

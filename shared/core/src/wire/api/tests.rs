@@ -173,20 +173,31 @@ fn the_contracts_other_examples_are_read() {
         "timeout_ms": 900000, "reason": "sigterm", "version": "1.4.2", "labels": {"zone": "b"},
         "probe": {"kind": "http", "url": "http://10.0.0.7:8080/health"},
         "control": {"kind": "http", "url": "http://10.0.0.7:8080"}, "sent_at": "2026-11-22T03:04:05.678Z"}"#;
-    let beat = Heartbeat::read(beat.as_bytes()).unwrap();
+    let beat = Heartbeat::read("agent-7", beat.as_bytes()).unwrap();
     assert_eq!(beat.executions[0].progress, Some(17.0));
     assert_eq!(beat.extras().unwrap().control.unwrap().url, "http://10.0.0.7:8080");
-    let report = Report::read(
+    let read = |bytes: &[u8]| Report::read(&samples::agent(), &samples::execution(), bytes);
+    let report = read(
         br#"{"instance_id": "i", "attempt": 1, "outcome": "completed", "result": {},
              "error": {"code": "c", "message": "m"}, "finished_at": "2026-11-22T03:04:05.678Z"}"#,
     )
     .unwrap();
     assert_eq!((report.outcome, report.result.unwrap().get()), (Outcome::Completed, "{}"));
-    assert_eq!(Report::read(&vec![b' '; REQUEST_BYTES_MAX + 1]).unwrap_err().code, ErrorCode::TooLarge);
+    assert_eq!(read(&vec![b' '; REQUEST_BYTES_MAX + 1]).unwrap_err().code, ErrorCode::TooLarge);
     assert_eq!(
-        Report::read(br#"{"instance_id":"i.j","attempt":1,"outcome":"failed"}"#).unwrap_err().code,
+        read(br#"{"instance_id":"i.j","attempt":1,"outcome":"failed"}"#).unwrap_err().code,
         ErrorCode::InvalidId
     );
+    let named = |agent: &str, execution: &str| {
+        let report = json!({"agent_id": agent, "execution_id": execution, "instance_id": "i", "attempt": 1,
+            "outcome": "failed"});
+        read(report.to_string().as_bytes()).map(|report| report.attempt).map_err(|error| error.code)
+    };
+    let (agent, execution) = (samples::agent(), samples::execution());
+    assert_eq!(named(agent.as_str(), execution.as_str()), Ok(1));
+    assert_eq!(named("other", execution.as_str()), Err(ErrorCode::BadRequest));
+    assert_eq!(named(agent.as_str(), "other"), Err(ErrorCode::BadRequest));
+    assert_eq!(named("o.ther", execution.as_str()), Err(ErrorCode::InvalidId));
     let goodbye: Goodbye =
         serde_json::from_value(json!({"reason": "superseded", "deadline_ms": 1000})).unwrap();
     assert_eq!((goodbye.reason, goodbye.in_flight), (GoodbyeReason::Superseded, InFlight::Finish));
