@@ -18,9 +18,8 @@ use worker::CommandWorker;
 
 use crate::{args::Label, failure::Failure};
 
-/// What `rollcall agent run` is told.
-#[derive(Debug, Args)]
-#[command(after_help = "\
+/// What `rollcall agent run --help` says of the command it runs.
+const CONDITIONS: &str = "\
 Each execution runs CMD in a process group of its own, with these variables:
   ROLLCALL_EXECUTION_ID, ROLLCALL_ATTEMPT, ROLLCALL_AGENT_ID
   ROLLCALL_DEADLINE     when its time is up, RFC 3339 UTC
@@ -36,7 +35,11 @@ What becomes of it:
 What CMD leaves running in its group when it ends is killed. Progress is the number of lines on stdout and stderr.
 
 Exit status: 0 after a clean drain, or do not restart (the log says which); 75 restart me; 1 something was left behind;
-128+N a third signal; 64 bad settings. SIGTERM or SIGINT drains, a second one hands work back now, a third exits at once.")]
+128+N a third signal; 64 bad settings. SIGTERM or SIGINT drains, a second one hands work back now, a third exits at once.";
+
+/// What `rollcall agent run` is told.
+#[derive(Debug, Args)]
+#[command(after_help = CONDITIONS, after_long_help = crate::exit::with_settings(CONDITIONS))]
 pub(crate) struct RunArgs {
     /// The agent's id.
     #[arg(long)]

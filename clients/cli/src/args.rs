@@ -9,7 +9,7 @@ use crate::{agent_run::RunArgs, command, exit, failure::Failure, output::Format}
 
 /// Operates a Rollcall fleet.
 #[derive(Debug, Parser)]
-#[command(name = "rollcall", version, about, after_help = exit::TABLE)]
+#[command(name = "rollcall", version, about, after_help = exit::TABLE, after_long_help = exit::with_settings(exit::TABLE))]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -164,6 +164,23 @@ mod tests {
     #[test]
     fn the_command_line_fits_together() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn help_lists_every_setting_with_its_default() {
+        let mut all = Arguments::command();
+        let whole = all.render_long_help().to_string();
+        let run =
+            all.find_subcommand_mut("agent").and_then(|agent| agent.find_subcommand_mut("run")).unwrap();
+        for help in [whole, run.render_long_help().to_string()] {
+            // However wide the terminal is.
+            let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+            for variable in rollcall_service::settings::VARIABLES {
+                let default = if variable.default.is_empty() { "none" } else { variable.default };
+                let line = format!("{} {} [default: {default}]", variable.name, variable.meaning);
+                assert!(help.contains(&line), "{line}");
+            }
+        }
     }
 
     #[test]

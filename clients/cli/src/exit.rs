@@ -1,5 +1,7 @@
 //! What the exit status means. `rollcall --help` prints this table.
 
+use rollcall_service::settings::help_table;
+
 /// Done.
 pub(crate) const OK: u8 = 0;
 /// It failed, or was refused.
@@ -38,3 +40,8 @@ Exit status:
 
 Every ROLLCALL_* setting is read from the environment and from the TOML file that ROLLCALL_CONFIG names; options win.
 Answers go to stdout, logs to stderr (ROLLCALL_LOG, here `warn` unless set).";
+
+/// What `--help` ends with: `text`, and every setting with its default.
+pub(crate) fn with_settings(text: &str) -> String {
+    format!("{text}\n\n{}", help_table("rollcall"))
+}
