@@ -60,6 +60,27 @@ async fn work_is_submitted_dispatched_and_completed() {
     fleet.audit().await;
 }
 
+/// The answer has the fields, down to those of its rows, of the example in docs/PROTOCOL.md that has a field `by`.
+fn like_the_example(answer: &Value, by: &str) {
+    fn shape(value: &Value) -> Value {
+        match value {
+            Value::Object(fields) => {
+                fields.iter().map(|(name, value)| (name.clone(), shape(value))).collect()
+            }
+            Value::Array(rows) => rows.first().map(shape).into_iter().collect(),
+            _ => Value::Null,
+        }
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PROTOCOL.md");
+    let text = std::fs::read_to_string(path).expect(path);
+    let mut examples = text.split("```json\n").skip(1).filter_map(|rest| {
+        serde_json::from_str::<Value>(rest.split("```").next()?)
+            .ok()
+            .filter(|example| example.get(by).is_some())
+    });
+    assert_eq!(shape(answer), shape(&examples.next().expect("there is an example")), "{answer}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_queue_is_served_by_priority_and_then_in_order() {
     let fleet = Fleet::start().await;
@@ -74,6 +95,8 @@ async fn the_queue_is_served_by_priority_and_then_in_order() {
     }
     let capacity = fleet.api("capacity", json!({"agent_id": "a"})).await.unwrap();
     assert_eq!((&capacity["capacity"], &capacity["held_count"]), (&json!(1), &json!(1)));
+    like_the_example(&capacity, "held");
+    like_the_example(&fleet.api("capacity", json!({"pool": "default"})).await.unwrap(), "free_agents");
     let positions: Vec<&Value> =
         capacity["queue"].as_array().unwrap().iter().map(|q| &q["position"]).collect();
     assert_eq!(positions, [1, 2, 3, 4]);
