@@ -19,9 +19,9 @@ pub async fn serve(shared: &Arc<Shared>) -> Result<ApiHandle, SubscribeError> {
     options.description = "judges open executions and recovers what is stuck".to_owned();
     let (for_status, for_run, for_explain) = (Arc::clone(shared), Arc::clone(shared), Arc::clone(shared));
     ApiServer::new(&shared.bus, options)
-        .verb("watchdog.status", move |_| {
+        .verb("watchdog.status", move |request| {
             let shared = Arc::clone(&for_status);
-            async move { answer(Ok(status(&shared))) }
+            async move { answer(status(&shared, &request)) }
         })
         .verb("watchdog.run", move |request| {
             let shared = Arc::clone(&for_run);
@@ -48,9 +48,13 @@ fn answer(result: Result<Value, Refusal>) -> Result<Bytes, ApiError> {
     }
 }
 
-fn status(shared: &Shared) -> Value {
+fn status(shared: &Shared, request: &ApiRequest) -> Result<Value, Refusal> {
+    if !request.payload.is_empty() {
+        serde_json::from_slice::<serde_json::Map<String, Value>>(&request.payload)
+            .map_err(|error| Refusal::bad_json("watchdog.status", &error))?;
+    }
     let last = shared.ledger.last();
-    shared.with(|world, now| {
+    let status = shared.with(|world, now| {
         let count = world.silence(now);
         json!({
             "sees": world.sight.since().is_some(),
@@ -86,7 +90,8 @@ fn status(shared: &Shared) -> Value {
             },
             "last_cycle": last,
         })
-    })
+    });
+    Ok(status)
 }
 
 #[derive(Debug, Default, Deserialize)]

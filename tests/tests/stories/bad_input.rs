@@ -66,8 +66,10 @@ async fn submissions_that_are_refused_leave_nothing() {
             .expect_err(&body.to_string()[..body.to_string().len().min(80)]);
         assert_eq!((error.code.as_str(), error.headers), (code, true), "{error:?}");
     }
-    let error = fleet.api_bytes("submit", b"{\"agent_id\":".to_vec()).await.unwrap_err();
-    assert_eq!(error.code, "bad_request");
+    for verb in ["submit", "executions", "agents", "explain", "watchdog.status", "watchdog.run"] {
+        let error = fleet.api_bytes(verb, b"{\"agent_id\":".to_vec()).await.expect_err(verb);
+        assert_eq!(error.code, "bad_request", "{verb}");
+    }
     for verb in ["execution", "cancel", "retry"] {
         let error = fleet.api(verb, json!({"execution_id": "no-such"})).await.unwrap_err();
         assert_eq!((error.code.as_str(), error.headers), ("not_found", true), "{verb}");
