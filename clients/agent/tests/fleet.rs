@@ -18,7 +18,6 @@ use rollcall_agent::{
 use rollcall_core::{
     ids::{AgentId, ExecutionId, InstanceId},
     subject::{AgentVerb, Subjects},
-    wire::{Goodbye, GoodbyeReason, InFlight},
 };
 use rollcall_nats::{Bus, Reports, ensure_streams, testing::NatsServer};
 use serde_json::{Value, json, value::to_raw_value};
@@ -519,6 +518,7 @@ async fn goodbyes_say_how_to_exit() {
         ("operator", "abort", 0, true),
         ("drain", "return", 0, false),
         ("unknown", "return", 0, false),
+        ("of_a_later_version", "return", 0, false),
     ] {
         // A grace of an hour: only an abort, or work that stops when asked, ends in time.
         let fleet = if in_flight == "abort" {
@@ -536,6 +536,7 @@ async fn goodbyes_say_how_to_exit() {
         assert_eq!(fleet.ask(AgentVerb::Goodbye, goodbye).await, json!({"ok": true}));
         assert_eq!(fleet.report("x").await["outcome"], "returned", "{reason}");
         let mut fleet = fleet;
+        let reason = if reason == "of_a_later_version" { "unknown" } else { reason };
         assert_eq!(fleet.beat(|beat| beat["state"] == "gone").await["reason"], reason);
         let exit = fleet.exit().await;
         assert_eq!((exit.status, exit.stay_down, exit.woken_by.as_str()), (status, stay_down, reason));
@@ -544,13 +545,18 @@ async fn goodbyes_say_how_to_exit() {
 
 #[tokio::test]
 async fn a_goodbye_in_the_reply_to_a_heartbeat_is_heard() {
-    let goodbye = Goodbye { reason: GoodbyeReason::Superseded, deadline_ms: 0, in_flight: InFlight::Return };
-    let answer = json!({"status": "superseded", "interval_ms": 5000,
-        "server_time": "2026-11-22T03:04:05.678Z", "goodbye": goodbye});
-    let answer: Answer = Arc::new(Mutex::new(answer));
-    let fleet = Fleet::start_without_streams(agent(1), until_stopped(), answer).await;
-    let exit = fleet.exit().await;
-    assert_eq!((exit.status, exit.stay_down, exit.woken_by.as_str()), (0, true, "superseded"));
+    for (status, reason, woken_by) in
+        [("superseded", "superseded", "superseded"), ("connected", "of_a_later_version", "unknown")]
+    {
+        let goodbye = json!({"reason": reason, "deadline_ms": 0, "in_flight": "return"});
+        let answer = json!({"status": status, "interval_ms": 5000,
+            "server_time": "2026-11-22T03:04:05.678Z", "goodbye": goodbye});
+        let answer: Answer = Arc::new(Mutex::new(answer));
+        let fleet = Fleet::start_without_streams(agent(1), until_stopped(), answer).await;
+        let exit = fleet.exit().await;
+        let stay_down = reason == "superseded";
+        assert_eq!((exit.status, exit.stay_down, exit.woken_by.as_str()), (0, stay_down, woken_by));
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! What the fleet asks of an agent, and what the agent answers.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, Serialize, de::IntoDeserializer};
 use serde_json::value::RawValue;
 
 use super::{AgentState, OwnedClaim};
@@ -83,9 +85,24 @@ pub enum GoodbyeReason {
     Drain,
     /// Start again.
     Restart,
-    /// Whoever said it named no reason.
+    /// Whoever said it named no reason, or one that we don't know.
     #[default]
     Unknown,
+}
+
+impl GoodbyeReason {
+    /// The reason of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let name: serde::de::value::StrDeserializer<'_, serde::de::value::Error> = name.into_deserializer();
+        Self::deserialize(name).ok()
+    }
+}
+
+/// A later fleet may know reasons that we don't: whoever is told to go has to go all the same.
+fn named_or_unknown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GoodbyeReason, D::Error> {
+    let name: Option<Cow<'de, str>> = Option::deserialize(deserializer)?;
+    Ok(name.and_then(|name| GoodbyeReason::named(&name)).unwrap_or_default())
 }
 
 /// What is to become of the work in flight.
@@ -105,7 +122,7 @@ pub enum InFlight {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Goodbye {
     /// Why.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "named_or_unknown")]
     pub reason: GoodbyeReason,
     /// How long the drain may take.
     pub deadline_ms: u64,

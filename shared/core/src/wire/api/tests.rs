@@ -201,6 +201,11 @@ fn the_contracts_other_examples_are_read() {
     let goodbye: Goodbye =
         serde_json::from_value(json!({"reason": "superseded", "deadline_ms": 1000})).unwrap();
     assert_eq!((goodbye.reason, goodbye.in_flight), (GoodbyeReason::Superseded, InFlight::Finish));
+    for reason in [json!("of a later version"), Value::Null] {
+        let goodbye: Goodbye =
+            serde_json::from_value(json!({"reason": reason, "deadline_ms": 1000})).unwrap();
+        assert_eq!(goodbye.reason, GoodbyeReason::Unknown);
+    }
     let dispatch = DispatchRequest {
         execution_id: samples::execution(),
         attempt: 1,
