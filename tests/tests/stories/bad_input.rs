@@ -95,20 +95,7 @@ async fn reports_that_do_not_count() {
     other.report(&work, 1, "completed", json!({"result": "stolen"})).await;
     holder.report_and_list(&work, 7, "completed", json!({"result": "from the future"})).await;
     let reports = rollcall_nats::Reports::new(&fleet.bus);
-    // Who it is from and what it is about says its subject: a payload that says otherwise is invalid.
-    let named = |agent: &str, execution: &str| {
-        json!({"agent_id": agent, "execution_id": execution, "instance_id": holder.instance, "attempt": 1,
-            "outcome": "completed"})
-        .to_string()
-    };
-    for nonsense in [
-        "{",
-        "{}",
-        "{\"instance_id\":\"i\",\"attempt\":1,\"outcome\":\"won\"}",
-        &named("b", &work),
-        &named("a", "another"),
-    ] {
-        let nonsense = nonsense.to_owned();
+    for nonsense in ["{", "{}", "{\"instance_id\":\"i\",\"attempt\":1,\"outcome\":\"won\"}"] {
         reports.publish(&format!("rollcall.report.a.{work}"), Bytes::from(nonsense)).await.unwrap();
     }
     reports.publish("rollcall.report.a.unheard-of", Bytes::from("{}")).await.unwrap();
@@ -125,6 +112,35 @@ async fn reports_that_do_not_count() {
     holder.report(&work, 1, "terminated", json!({})).await;
     let view = fleet.state(&work, "failed", SOON).await;
     assert_eq!(view["failure"]["code"], "terminated");
+    fleet.audit().await;
+}
+
+/// Who it is from and what it is about says its subject: a payload that says otherwise is invalid.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_that_names_another_agent_or_execution_changes_nothing() {
+    let fleet = Fleet::start().await;
+    let holder = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    fleet.status("a", "connected", SOON).await;
+    let reply = fleet.submit(json!({"agent_id": "a"})).await;
+    let work = reply["execution_id"].as_str().unwrap();
+    fleet.state(work, "running", SOON).await;
+    let subject = format!("rollcall.report.a.{work}");
+    for (field, other) in [("agent_id", "b"), ("execution_id", "another")] {
+        holder.report_and_list(work, 1, "completed", json!({field: other, "result": "theirs"})).await;
+        let reports = rollcall_nats::Reports::new(&fleet.bus);
+        until("the report to be taken in", SOON, || async {
+            match reports.last(&subject).await {
+                Ok(None) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        assert_eq!(fleet.execution(work).await.unwrap()["state"], "running", "{field}");
+    }
+    holder
+        .report(work, 1, "completed", json!({"agent_id": "a", "execution_id": work, "result": "its own"}))
+        .await;
+    assert_eq!(fleet.state(work, "completed", SOON).await["result"], "its own");
     fleet.audit().await;
 }
 
