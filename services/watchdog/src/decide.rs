@@ -467,28 +467,54 @@ impl Case<'_> {
     fn end_it(&self, ground: &Ground, alarm: &Alarm) -> Judgement {
         let stale_at = self.stale_at(ground.fell_due_at);
         match (self.facts.asked, self.facts.waiting) {
+            // Before its report is looked for: what is off the list was reported, and then that is seen.
+            (Asked::NotRunning { .. }, Waiting::Unasked) if self.facts.edge == Edge::Unasked => {
+                say(ground.row, Verdict::Look(Look::Instance))
+            }
             // What finished in time, or says so itself, needs no ending.
             (_, Waiting::Unasked) => say(ground.row, Verdict::Look(Look::Report)),
             (_, Waiting::Withholds(_)) => self.conclude(ground, TerminateOutcome::NotAttempted),
             (_, Waiting::Confirms(_)) | (Asked::Confirmed, _) => {
                 self.conclude(ground, TerminateOutcome::Confirmed)
             }
-            (Asked::NotRunning, _) => self.conclude(ground, TerminateOutcome::NotRunning),
+            (Asked::NotRunning { .. }, _) if self.is_let_go() => {
+                self.conclude(ground, TerminateOutcome::NotRunning)
+            }
+            // Finished, and its report not acknowledged: it is held until it is.
+            (Asked::NotRunning { next_at }, _) if self.now < next_at.min(stale_at) => {
+                let again = self.next_word().min(next_at).min(stale_at);
+                self.wait(Row::Withheld, again.min(alarm.next))
+            }
             // The answer may be lost and the work dead all the same: then its report says so.
             (Asked::Unconfirmed { next_at }, _) if self.now < next_at.min(stale_at) => {
                 let again = self.now.plus_ms(REPORT_RECHECK_MS).min(next_at).min(stale_at);
                 self.wait(Row::TerminateRefused, again.min(alarm.next))
             }
-            (Asked::Unconfirmed { .. }, _) if self.now >= stale_at => {
+            (asked @ (Asked::NotRunning { .. } | Asked::Unconfirmed { .. }), _) if self.now >= stale_at => {
                 let stale = Ground {
                     row: Row::Stale,
                     reason: RecoveryReason::Stale,
                     true_at: ground.fell_due_at,
                     fell_due_at: ground.fell_due_at,
                 };
-                self.conclude(&stale, TerminateOutcome::Failed)
+                let ended = match asked {
+                    Asked::NotRunning { .. } => TerminateOutcome::NotRunning,
+                    _ => TerminateOutcome::Failed,
+                };
+                self.conclude(&stale, ended)
             }
-            (Asked::No | Asked::Unconfirmed { .. }, _) => say(ground.row, Verdict::Terminate(ground.reason)),
+            (Asked::No | Asked::NotRunning { .. } | Asked::Unconfirmed { .. }, _) => {
+                say(ground.row, Verdict::Terminate(ground.reason))
+            }
+        }
+    }
+
+    /// Whether its instance says that it does not hold it: the newest word counts, its own answer before its lists.
+    const fn is_let_go(&self) -> bool {
+        match self.facts.edge {
+            Edge::ListsNot { .. } => true,
+            Edge::Lists => false,
+            _ => matches!(self.facts.listing, Listing::Unlisted { .. }),
         }
     }
 

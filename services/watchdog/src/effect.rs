@@ -64,7 +64,7 @@ pub fn evidence(facts: &Facts, limits: &Limits, entry: Option<&AgentEntry>, now:
         "terminate": match facts.asked {
             Asked::No => "not asked",
             Asked::Confirmed => "confirmed",
-            Asked::NotRunning => "not running",
+            Asked::NotRunning { .. } => "not running",
             Asked::Unconfirmed { .. } => "not confirmed",
         },
         "report_waiting": match facts.waiting {

@@ -119,8 +119,11 @@ pub enum Asked {
     No,
     /// The work is dead.
     Confirmed,
-    /// It was not running there.
-    NotRunning,
+    /// It was not running there. Finished work whose report is not acknowledged yet isn't either, and is still held.
+    NotRunning {
+        /// When to ask again, as long as it is held all the same.
+        next_at: Timestamp,
+    },
     /// Still running, refused, or no answer.
     Unconfirmed {
         /// When to ask again.

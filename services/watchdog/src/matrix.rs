@@ -61,7 +61,7 @@ rows! {
     DispatchLost = "dispatch_lost", "dispatched, never started, its agent is alive and does not know it",
         "as orphaned, and the log holds no start";
     TimedOut = "timed_out", "its deadline passed",
-        "the deadline passed and no report waits: its agent is asked to end it, and says that it is dead or not running, or reports it terminated, or lists it no more";
+        "the deadline passed and no report waits: its agent is asked to end it, and says that it is dead, or that it is not running and not on its list, or reports it terminated, or lists it no more";
     TerminateRefused = "terminate_refused", "its deadline passed and its agent did not confirm the end",
         "still running, refused or no answer: the slot is kept, asked again with growing pauses";
     Stalled = "stalled", "its progress stood still for its stall timeout",
@@ -88,8 +88,8 @@ rows! {
         "a gone event of its instance in the log, no report waits";
     Cancelling = "cancelling", "somebody asked for its end, not confirmed yet",
         "the dispatcher terminates it again and again; every loss ends it as cancelled; the safety net is the watchdog's";
-    Withheld = "withheld", "there is a ground, and a final report waits on the bus",
-        "the last message on its report subject is a completed, failed or returned of this attempt that the dispatcher has yet to apply";
+    Withheld = "withheld", "there is a ground, and a final report waits on the bus or has yet to get there",
+        "the last message on its report subject is a completed, failed or returned of this attempt that the dispatcher has yet to apply; or its agent, asked to end it, says that it is not running and lists it all the same";
     Blind = "blind", "we can't trust our own eyes",
         "own start, cut bus, dropped messages, stalled loop or clock jump: absence and silence are void, proof still counts";
     Stale = "stale", "nothing settled it within the safety net",

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Timestamp,
     event::{ExecutionEvent, RecoveryReason},
-    wire::Report,
+    wire::{Report, TerminateState},
 };
 use rollcall_nats::{Append, isolation};
 use rollcall_service::LoopBeat;
@@ -17,7 +17,7 @@ use crate::{
     ears,
     edge::{self, Answer, Ending},
     effect,
-    facts::{Asked, Edge},
+    facts::Edge,
     shared::Shared,
     state::Looks,
 };
@@ -178,9 +178,9 @@ async fn end(shared: &Shared, id: &ExecutionId, holder: &Holder, reason: Recover
         reason = reason.as_str(), "asking its agent to end it");
     let ending =
         edge::terminate(shared, &holder.agent, &holder.instance, id, holder.attempt, reason.as_str()).await;
-    let (asked, outcome, error) = match ending {
-        Ending::Confirmed => (Some(Asked::Confirmed), "confirmed", None),
-        Ending::NotRunning => (Some(Asked::NotRunning), "not_running", None),
+    let (answer, outcome, error) = match ending {
+        Ending::Confirmed => (Some(TerminateState::Terminated), "confirmed", None),
+        Ending::NotRunning => (Some(TerminateState::NotRunning), "not_running", None),
         Ending::Unconfirmed(why) => (None, "unconfirmed", Some(why)),
     };
     metrics::counter!("rollcall_terminations_total", "reason" => reason.as_str(), "outcome" => outcome)
@@ -189,10 +189,10 @@ async fn end(shared: &Shared, id: &ExecutionId, holder: &Holder, reason: Recover
         tracing::warn!(execution_id = %id, agent_id = %holder.agent, error, "its end is not confirmed");
     }
     shared.with(|world, now| {
-        if asked.is_none() {
+        if answer.is_none() {
             world.counters.failed += 1;
         }
-        world.note_asked(id, asked, now);
+        world.note_asked(id, answer, now);
         if let Some(trouble) = world.troubles.get_mut(id) {
             trouble.last_error = error;
         }

@@ -9,6 +9,7 @@ use rollcall_core::{
     agent::{Agent, Status},
     execution::Execution,
     gaps::{Gaps, Steps},
+    wire::TerminateState,
 };
 
 use crate::{
@@ -516,14 +517,17 @@ impl World {
         self.settle_postponed(now);
     }
 
-    /// Notes what an agent answered to a request to end an execution.
-    pub fn note_asked(&mut self, id: &ExecutionId, asked: Option<Asked>, now: Timestamp) {
+    /// Notes what an agent answered to a request to end an execution. `None`: nothing that makes sense.
+    pub fn note_asked(&mut self, id: &ExecutionId, answer: Option<TerminateState>, now: Timestamp) {
         let Some(trouble) = self.troubles.get_mut(id) else { return };
         let pause = TERMINATE_RETRY_MIN_MS.saturating_mul(1 << trouble.asked_times.min(16));
         trouble.asked_times = trouble.asked_times.saturating_add(1);
-        trouble.asked = asked.unwrap_or_else(|| Asked::Unconfirmed {
-            next_at: now.plus_ms(pause.min(TERMINATE_RETRY_MAX_MS)),
-        });
+        let next_at = now.plus_ms(pause.min(TERMINATE_RETRY_MAX_MS));
+        trouble.asked = match answer {
+            Some(TerminateState::Terminated) => Asked::Confirmed,
+            Some(TerminateState::NotRunning) => Asked::NotRunning { next_at },
+            Some(TerminateState::StillRunning) | None => Asked::Unconfirmed { next_at },
+        };
     }
 
     /// Notes that an instance answered without the execution; returns how many such answers there were in a row. Two

@@ -17,7 +17,7 @@ use rollcall_core::{
     },
     execution::State,
     subject::Subjects,
-    wire::{Delivery, Heartbeat, OnLoss, Outcome},
+    wire::{Delivery, Heartbeat, OnLoss, Outcome, TerminateState},
 };
 use serde_json::json;
 use watchdog::{
@@ -60,7 +60,7 @@ struct Sim {
     beat_seq: u64,
     truth: Truth,
     /// What becomes of a request to end it.
-    ending: Option<Asked>,
+    ending: Option<TerminateState>,
     waiting: Waiting,
     /// Our own message comes back through the bus.
     canary: bool,
@@ -101,7 +101,7 @@ impl Sim {
             seq: 0,
             beat_seq: 0,
             truth: Truth::Lists,
-            ending: Some(Asked::Confirmed),
+            ending: Some(TerminateState::Terminated),
             waiting: Waiting::Nothing,
             canary: true,
             recovered: Vec::new(),
@@ -412,7 +412,7 @@ proptest! {
         bad in bad(),
         truth in prop_oneof![Just(Truth::Lists), Just(Truth::Empty), Just(Truth::Away), Just(Truth::Mute)],
         ending in prop_oneof![
-            Just(Some(Asked::Confirmed)), Just(Some(Asked::NotRunning)), Just(None)
+            Just(Some(TerminateState::Terminated)), Just(Some(TerminateState::NotRunning)), Just(None)
         ],
         blinds in prop::collection::vec(0u64..3_000, 0..4),
     ) {
@@ -446,7 +446,12 @@ proptest! {
                 sim.status("i-1", Status::Gone);
                 None
             }
-            Bad::Late | Bad::Stalled => Some(true),
+            Bad::Late | Bad::Stalled => {
+                if ending == Some(TerminateState::NotRunning) {
+                    sim.truth = Truth::Empty;
+                }
+                Some(true)
+            }
             Bad::Cancelled => {
                 sim.execution(CancelRequested {
                     execution_id: execution(), attempt: 1, agent_id: Some(agent()), reason: String::new(), by: String::new(),
@@ -592,7 +597,8 @@ fn an_idle_healthy_execution_is_judged_once_however_long_it_runs() {
 #[test]
 fn a_deadline_inside_the_grace_still_counts() {
     let mut sim = Sim::new(2_000, None);
-    sim.ending = Some(Asked::NotRunning);
+    sim.ending = Some(TerminateState::NotRunning);
+    sim.truth = Truth::Empty;
     sim.advance(2_000);
     assert_eq!(sim.recovered, [(RecoveryReason::TimedOut, TerminateOutcome::NotRunning, t(2_000))]);
 }
@@ -626,6 +632,43 @@ fn an_end_whose_answer_was_lost_is_known_by_the_report_or_by_the_list() {
         }
         let expected = if report { TerminateOutcome::Confirmed } else { TerminateOutcome::NotRunning };
         assert_eq!((sim.recovered[0].0, sim.recovered[0].1), (RecoveryReason::TimedOut, expected));
+    }
+}
+
+#[test]
+fn what_is_not_running_and_still_listed_is_held_until_its_report_is_acknowledged_or_the_net() {
+    for (truth, acknowledged) in [(Truth::Lists, true), (Truth::Mute, true), (Truth::Lists, false)] {
+        let mut sim = Sim::new(6_000, None);
+        sim.ending = Some(TerminateState::NotRunning);
+        sim.truth = truth;
+        for n in 0..20 {
+            sim.advance(900);
+            sim.beat(true, n);
+        }
+        assert!(sim.recovered.is_empty(), "{truth:?}: {:?}", sim.recovered);
+        assert!(sim.terminations > 1, "it is asked again: another agent may not have begun it yet");
+        assert_eq!(sim.world.troubles[&execution()].row, Row::Withheld);
+        if acknowledged {
+            // Its report is applied elsewhere; whatever became of it, the agent has let go.
+            sim.truth = if truth == Truth::Lists { Truth::Empty } else { truth };
+            sim.beat(false, 0);
+            sim.advance(1_000);
+            assert_eq!(
+                (sim.recovered[0].0, sim.recovered[0].1),
+                (RecoveryReason::TimedOut, TerminateOutcome::NotRunning)
+            );
+        } else {
+            while sim.recovered.is_empty() && sim.now < t(80_000) {
+                sim.advance(900);
+                sim.beat(true, 99);
+            }
+            let stale = t(6_000).plus_ms(LIMITS.stale_after_ms);
+            assert_eq!(
+                (sim.recovered[0].0, sim.recovered[0].1),
+                (RecoveryReason::Stale, TerminateOutcome::NotRunning)
+            );
+            assert!(sim.recovered[0].2.since_ms(stale) < 1_000, "{:?}", sim.recovered);
+        }
     }
 }
 

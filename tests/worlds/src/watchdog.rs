@@ -11,12 +11,13 @@ use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Timestamp,
     event::{EventBody, ExecutionEvent, SystemEvent, SystemEventKind},
     execution::Execution,
+    wire::TerminateState,
 };
 use watchdog::{
     breaker::BreakerLimits,
     decide::{Judgement, Look, Verdict},
     effect,
-    facts::{Asked, Edge, Limits, Waiting},
+    facts::{Edge, Limits, Waiting},
     sight::Void,
     state::{Config, Looks, World},
     zombie::{ClaimFacts, ClaimVerdict, Known, judge_claim, retry_pause_ms},
@@ -334,8 +335,8 @@ impl Watchdog {
             self.answered(agent, instance);
         }
         let asked = match answer {
-            Answer::Said(Reply::Terminated) => Some(Asked::Confirmed),
-            Answer::Said(Reply::NotRunning) => Some(Asked::NotRunning),
+            Answer::Said(Reply::Terminated) => Some(TerminateState::Terminated),
+            Answer::Said(Reply::NotRunning) => Some(TerminateState::NotRunning),
             _ => None,
         };
         self.with(|world, now| world.note_asked(id, asked, now));
