@@ -19,8 +19,10 @@ pub struct Listed {
     pub attempt: u32,
     /// The highest progress it named.
     pub progress: Option<f64>,
-    /// When that was first heard.
+    /// When that was first heard, in our present sight.
     pub rose_at: Timestamp,
+    /// The same, however often we had to begin anew since.
+    pub stands_since: Timestamp,
 }
 
 /// An execution that the instance holds by the log and does not list.
@@ -32,6 +34,8 @@ pub struct Missing {
     pub attempt: u32,
     /// When the first list without it came, beyond the grace.
     pub since: Timestamp,
+    /// The same, however often we had to count anew since; `None`: none beyond the grace yet.
+    pub first: Option<Timestamp>,
     /// Lists in a row without it, beyond the grace.
     pub times: u32,
 }
@@ -72,8 +76,10 @@ pub struct Claims {
     pub seq: u64,
     /// When it came; `None`: heard only through other channels since our sight began.
     pub last_at: Option<Timestamp>,
-    /// When the latest list came.
+    /// When the latest list came; `None`: none since our sight began.
     pub listed_at: Option<Timestamp>,
+    /// When the latest list came at all.
+    last_list_at: Option<Timestamp>,
     /// The interval it named.
     pub interval_ms: Option<u64>,
     /// It said `gone`.
@@ -94,6 +100,8 @@ pub struct Claims {
 pub struct Oddities {
     /// Missing in enough lists to be judged.
     pub missing: Vec<ExecutionId>,
+    /// On the first list since our sight began with the progress that we knew from before.
+    pub standing: Vec<ExecutionId>,
     /// Listed for the first time although it is not theirs.
     pub new_extras: Vec<(ExecutionId, u32)>,
     /// Some extra is listed often enough to be judged.
@@ -109,6 +117,7 @@ impl Claims {
             seq: 0,
             last_at: None,
             listed_at: None,
+            last_list_at: None,
             interval_ms: None,
             said_gone: false,
             answered: false,
@@ -125,11 +134,20 @@ impl Claims {
         self.stale = true;
     }
 
-    /// All that was counted is void: lists count from the next one on. What it said last is kept for people.
+    /// It holds this no more by the log: what was counted of it is over, also if it is dispatched again.
+    pub fn release(&mut self, id: &ExecutionId) {
+        self.missing.retain(|missing| missing.id != *id);
+        self.expect_anew();
+    }
+
+    /// All that was counted is void: lists count from the next one on. What it said last is kept for people, and for
+    /// how long that holds for the safety net.
     pub fn void(&mut self) {
         self.last_at = None;
         self.listed_at = None;
-        self.missing.clear();
+        for missing in &mut self.missing {
+            missing.times = 0;
+        }
         for extra in &mut self.extra {
             extra.times = 0;
         }
@@ -157,7 +175,7 @@ impl Claims {
             && self.listed_at.is_some()
             && self.listed.iter().zip(claims).all(|(l, c)| l.attempt == c.attempt && l.id.as_str() == c.id);
         if same {
-            self.listed_at = Some(now);
+            (self.listed_at, self.last_list_at) = (Some(now), Some(now));
             for (listed, claim) in self.listed.iter_mut().zip(claims) {
                 listed.rise(claim.progress, now);
             }
@@ -169,25 +187,30 @@ impl Claims {
     pub fn list(&mut self, claims: &[OwnedClaim], expect: &impl Expectation, now: Timestamp) -> Oddities {
         let first = self.listed_at.is_none();
         self.stale = false;
-        self.listed_at = Some(now);
+        (self.listed_at, self.last_list_at) = (Some(now), Some(now));
         let mut before: HashMap<(ExecutionId, u32), Listed> =
             self.listed.drain(..).map(|l| ((l.id.clone(), l.attempt), l)).collect();
+        let mut odd = Oddities::default();
         for claim in claims {
             let old = before.remove(&(claim.id.clone(), claim.attempt));
             let mut listed = match old {
-                // What was seen before our sight began does not count as standing still.
                 Some(old) if !first => old,
-                _ => Listed {
+                // What was seen before our sight began does not count as standing still.
+                Some(old) => Listed { rose_at: now, ..old },
+                None => Listed {
                     id: claim.id.clone(),
                     attempt: claim.attempt,
                     progress: claim.progress,
                     rose_at: now,
+                    stands_since: now,
                 },
             };
             listed.rise(claim.progress, now);
+            if first && listed.stands_since < now {
+                odd.standing.push(claim.id.clone());
+            }
             self.listed.push(listed);
         }
-        let mut odd = Oddities::default();
         self.count_missing(expect, now, &mut odd);
         self.count_extra(expect, now, &mut odd);
         odd
@@ -208,17 +231,22 @@ impl Claims {
             let old = before.iter().position(|m| m.id == *id && m.attempt == attempt);
             let mut missing = match old {
                 Some(at) => before.swap_remove(at),
-                None => Missing { id: id.clone(), attempt, since: now, times: 0 },
+                None => Missing { id: id.clone(), attempt, since: now, first: None, times: 0 },
             };
             // Inside the grace absence is no evidence; the count begins with the first list beyond it.
             if now >= grace_until {
                 if missing.times == 0 {
                     missing.since = now;
                 }
+                let first = *missing.first.get_or_insert(now);
                 missing.times = missing.times.saturating_add(1);
-                if missing.times >= crate::facts::UNLISTED_TIMES {
+                // One that was counted before is judged at once: the safety net may have come meanwhile.
+                if missing.times >= crate::facts::UNLISTED_TIMES || first < missing.since {
                     odd.missing.push(id.clone());
                 }
+            } else {
+                // Dispatched again meanwhile: what was counted then is over.
+                (missing.times, missing.first) = (0, None);
             }
             still.push(missing);
         }
@@ -272,13 +300,26 @@ impl Claims {
     pub fn listing(&self, id: &ExecutionId, attempt: u32) -> Listing {
         let Some(at) = self.listed_at else { return Listing::Unknown };
         if let Some(listed) = self.lists(id, attempt) {
-            return Listing::Listed { at, rose_at: listed.progress.map(|_| listed.rose_at) };
+            let known = |at| listed.progress.map(|_| at);
+            let (rose_at, stands_since) = (known(listed.rose_at), known(listed.stands_since));
+            return Listing::Listed { at, rose_at, stands_since };
         }
         match self.missing.iter().find(|m| m.attempt == attempt && m.id == *id) {
-            Some(missing) => Listing::Unlisted { since: missing.since, times: missing.times },
+            Some(Missing { since, first, times, .. }) => {
+                Listing::Unlisted { since: *since, first: first.unwrap_or(*since), times: *times }
+            }
             // Dispatched after the latest list: that list says nothing about it.
             None => Listing::Unknown,
         }
+    }
+
+    /// Until when its lists named this attempt, as far as we know.
+    #[must_use]
+    pub fn vouched_at(&self, id: &ExecutionId, attempt: u32) -> Option<Timestamp> {
+        if self.lists(id, attempt).is_some() {
+            return self.last_list_at;
+        }
+        self.missing.iter().find(|m| m.attempt == attempt && m.id == *id).map(|m| m.first.unwrap_or(m.since))
     }
 
     /// The progress it named for this attempt.
@@ -310,7 +351,7 @@ impl Listed {
         let Some(new) = progress else { return };
         if self.progress.is_none_or(|old| new > old) {
             self.progress = Some(new);
-            self.rose_at = now;
+            (self.rose_at, self.stands_since) = (now, now);
         }
     }
 }
@@ -345,6 +386,11 @@ mod tests {
         OwnedClaim { id: id(name), attempt: 1, progress: Some(progress) }
     }
 
+    fn listed(at: i64, rose_at: i64, stands_since: i64) -> Listing {
+        let (rose_at, stands_since) = (Some(t(rose_at)), Some(t(stands_since)));
+        Listing::Listed { at: t(at), rose_at, stands_since }
+    }
+
     fn claims() -> Claims {
         Claims::new(InstanceId::new("i").unwrap())
     }
@@ -354,15 +400,17 @@ mod tests {
         let log = Log(vec![(id("x"), 1, t(100))]);
         let mut claims = claims();
         assert_eq!(claims.list(&[], &log, t(50)).missing, []);
-        assert_eq!(claims.listing(&id("x"), 1), Listing::Unlisted { since: t(50), times: 0 });
+        assert_eq!(claims.listing(&id("x"), 1), Listing::Unlisted { since: t(50), first: t(50), times: 0 });
         assert_eq!(claims.list(&[], &log, t(110)).missing, []);
         assert_eq!(claims.list(&[claim("x", 1.0)], &log, t(120)).missing, []);
         assert_eq!(claims.list(&[], &log, t(130)).missing, []);
         assert_eq!(claims.list(&[], &log, t(140)).missing, [id("x")]);
-        assert_eq!(claims.listing(&id("x"), 1), Listing::Unlisted { since: t(130), times: 2 });
+        assert_eq!(claims.listing(&id("x"), 1), Listing::Unlisted { since: t(130), first: t(130), times: 2 });
         claims.void();
         assert_eq!(claims.listing(&id("x"), 1), Listing::Unknown);
-        assert_eq!(claims.list(&[], &log, t(150)).missing, [], "what was counted before is void");
+        assert_eq!(claims.list(&[], &log, t(150)).missing, [id("x")], "to be looked at");
+        let anew = Listing::Unlisted { since: t(150), first: t(130), times: 1 };
+        assert_eq!(claims.listing(&id("x"), 1), anew, "what was counted before is void");
     }
 
     #[test]
@@ -371,13 +419,16 @@ mod tests {
         let mut claims = claims();
         claims.list(&[claim("x", 5.0)], &log, t(10));
         claims.list(&[claim("x", 4.0)], &log, t(20));
-        assert_eq!(claims.listing(&id("x"), 1), Listing::Listed { at: t(20), rose_at: Some(t(10)) });
+        assert_eq!(claims.listing(&id("x"), 1), listed(20, 10, 10));
         claims.list(&[claim("x", 6.0)], &log, t(30));
-        assert_eq!(claims.listing(&id("x"), 1), Listing::Listed { at: t(30), rose_at: Some(t(30)) });
+        assert_eq!(claims.listing(&id("x"), 1), listed(30, 30, 30));
         assert_eq!(claims.listing(&id("x"), 2), Listing::Unknown);
         claims.void();
         claims.list(&[claim("x", 6.0)], &log, t(90));
-        assert_eq!(claims.listing(&id("x"), 1), Listing::Listed { at: t(90), rose_at: Some(t(90)) });
+        assert_eq!(claims.listing(&id("x"), 1), listed(90, 90, 30));
+        claims.void();
+        claims.list(&[claim("x", 7.0)], &log, t(95));
+        assert_eq!(claims.listing(&id("x"), 1), listed(95, 95, 95));
     }
 
     #[test]

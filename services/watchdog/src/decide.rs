@@ -183,11 +183,12 @@ impl Case<'_> {
         if self.is_unsettled(alarm) {
             return None;
         }
+        let gone_at = self.facts.unvouched_since(since);
         let ground = Ground {
             row: Row::AgentGone,
             reason: RecoveryReason::AgentGone,
-            true_at: since,
-            fell_due_at: since,
+            true_at: gone_at,
+            fell_due_at: gone_at,
         };
         Some(self.conclude(&ground, TerminateOutcome::NotAttempted))
     }
@@ -220,12 +221,10 @@ impl Case<'_> {
         if self.is_unsettled(alarm) {
             return None;
         }
-        let ground = Ground {
-            row: Row::AgentRestarted,
-            reason: RecoveryReason::AgentRestarted,
-            true_at: since,
-            fell_due_at: since,
-        };
+        let away_at = facts.unvouched_since(since);
+        let stale_at = self.stale_at(away_at);
+        let ground = |row, reason| Ground { row, reason, true_at: away_at, fell_due_at: away_at };
+        let restarted = ground(Row::AgentRestarted, RecoveryReason::AgentRestarted);
         match facts.edge {
             Edge::Unasked => Some(say(Row::AgentRestarted, Verdict::Look(Look::Instance))),
             Edge::Lists => {
@@ -237,7 +236,7 @@ impl Case<'_> {
                 None
             }
             Edge::ListsNot { times } if times >= UNLISTED_TIMES || self.is_unlisted() => {
-                Some(self.conclude(&ground, TerminateOutcome::NotRunning))
+                Some(self.conclude(&restarted, TerminateOutcome::NotRunning))
             }
             Edge::ListsNot { .. } => {
                 alarm.at(self.next_word(), Row::SupersededUnsure);
@@ -247,8 +246,22 @@ impl Case<'_> {
                 alarm.at(self.next_word(), Row::Blind);
                 None
             }
+            Edge::NoResponders | Edge::NoAnswer if self.is_away() && !facts.canary => {
+                Some(say(Row::AgentRestarted, Verdict::Look(Look::Canary)))
+            }
+            // Silence alone condemns nobody while the breaker is open.
+            Edge::NoResponders | Edge::NoAnswer
+                if self.is_away() && facts.suspended && !self.is_proven_away() =>
+            {
+                if self.now < stale_at {
+                    alarm.at(self.next_word().min(stale_at), Row::Suspended);
+                    return None;
+                }
+                let stale = ground(Row::Stale, RecoveryReason::Stale);
+                Some(self.conclude(&stale, TerminateOutcome::NotAttempted))
+            }
             Edge::NoResponders | Edge::NoAnswer if self.is_away() => {
-                Some(self.conclude(&ground, TerminateOutcome::NotAttempted))
+                Some(self.conclude(&restarted, TerminateOutcome::NotAttempted))
             }
             Edge::NoResponders | Edge::NoAnswer => {
                 let quiet_at = self.quiet_at().filter(|at| *at > self.now);
@@ -264,14 +277,19 @@ impl Case<'_> {
         self.facts.silent_at(self.limits).filter(|at| *at > self.now).unwrap_or_else(|| self.next_word())
     }
 
-    /// Whether an instance that did not answer just now is confirmed away.
+    /// Whether an instance that did not answer just now is away, by proof or by silence.
     fn is_away(&self) -> bool {
+        self.is_proven_away() || self.facts.silent_at(self.limits).is_some_and(|at| at <= self.now)
+    }
+
+    /// Whether more than silence says that an instance that did not answer just now does not have it any more.
+    fn is_proven_away(&self) -> bool {
         let facts = self.facts;
-        let reached = |at: Option<Timestamp>| at.is_some_and(|at| at <= self.now);
         // "No responders" of a process that used to answer, and whose heartbeat is overdue as well: a connection that
         // is just being made again must not look like a death.
-        let refused = facts.edge == Edge::NoResponders && facts.channel.answered && reached(self.quiet_at());
-        refused || self.is_unlisted() || reached(facts.silent_at(self.limits))
+        let overdue = self.quiet_at().is_some_and(|at| at <= self.now);
+        let refused = facts.edge == Edge::NoResponders && facts.channel.answered && overdue;
+        refused || (facts.sight_since.is_some() && self.is_unlisted())
     }
 
     /// When the instance has been quiet for one and a half intervals, as far as we could hear it: a heartbeat is overdue.
@@ -293,33 +311,36 @@ impl Case<'_> {
     /// The log says that every channel of its agent is bad.
     fn silent(&self, since: Timestamp, alarm: &mut Alarm) -> Option<Judgement> {
         let facts = self.facts;
-        let fell_due_at = facts.lost_due(self.limits)?;
+        let lost_after_ms = facts.lost_after_ms.unwrap_or(self.limits.lost_after_ms);
+        let true_at = since.plus_ms(lost_after_ms);
+        let fell_due_at = facts.unvouched_since(since).plus_ms(lost_after_ms);
         let (Some(sight), Some(silent_at)) = (facts.sight_since, facts.silent_at(self.limits)) else {
             // Blind. Nothing that is silence counts, nothing else is held up.
             alarm.at(self.next_word(), Row::Blind);
             return None;
         };
-        // Every clock started again when our sight did.
-        let lost_after_ms = facts.lost_after_ms.unwrap_or(self.limits.lost_after_ms);
+        // Every clock started again when our sight did. What was put off for as long as the safety net takes waits
+        // only until we hear nothing ourselves.
         let ripe_at = since.max(sight).plus_ms(lost_after_ms).max(silent_at);
-        if self.now < ripe_at {
-            alarm.at(ripe_at, Row::AgentSilent);
+        let stale_at = self.stale_at(fell_due_at).max(silent_at);
+        let is_ripe = self.now >= ripe_at && !facts.suspended;
+        if !is_ripe && self.now < stale_at {
+            match self.now < ripe_at {
+                true => alarm.at(ripe_at.min(stale_at), Row::AgentSilent),
+                false => alarm.at(stale_at, Row::Suspended),
+            }
             return None;
         }
-        if facts.suspended {
-            return self.suspended(fell_due_at, alarm);
-        }
-        let ground = Ground {
-            row: Row::AgentLost,
-            reason: RecoveryReason::AgentLost,
-            true_at: fell_due_at,
-            fell_due_at,
+        let (row, reason) = match is_ripe {
+            true => (Row::AgentLost, RecoveryReason::AgentLost),
+            false => (Row::Stale, RecoveryReason::Stale),
         };
+        let ground = Ground { row, reason, true_at, fell_due_at };
         if !facts.canary {
-            return Some(say(Row::AgentLost, Verdict::Look(Look::Canary)));
+            return Some(say(row, Verdict::Look(Look::Canary)));
         }
         match facts.edge {
-            Edge::Unasked => Some(say(Row::AgentLost, Verdict::Look(Look::Instance))),
+            Edge::Unasked => Some(say(row, Verdict::Look(Look::Instance))),
             Edge::Void => {
                 alarm.at(self.next_word(), Row::Blind);
                 None
@@ -336,17 +357,6 @@ impl Case<'_> {
         }
     }
 
-    fn suspended(&self, fell_due_at: Timestamp, alarm: &mut Alarm) -> Option<Judgement> {
-        let stale_at = self.stale_at(fell_due_at);
-        if self.now < stale_at {
-            alarm.at(stale_at, Row::Suspended);
-            return None;
-        }
-        let ground =
-            Ground { row: Row::Stale, reason: RecoveryReason::Stale, true_at: fell_due_at, fell_due_at };
-        Some(self.conclude(&ground, TerminateOutcome::NotAttempted))
-    }
-
     /// No heartbeats, but it answers, and does not list the execution.
     fn silent_and_empty(&self, fell_due_at: Timestamp, times: u32, alarm: &mut Alarm) -> Option<Judgement> {
         let grace_until = self.facts.grace_until(self.limits);
@@ -358,7 +368,8 @@ impl Case<'_> {
             alarm.at(self.next_word(), Row::UnlistedOnce);
             return None;
         }
-        let ground = self.absence(fell_due_at.max(grace_until));
+        let since = fell_due_at.max(grace_until);
+        let ground = self.absence(since, since);
         Some(self.conclude(&ground, TerminateOutcome::NotRunning))
     }
 
@@ -376,24 +387,31 @@ impl Case<'_> {
 
     /// What its absence from the lists means, `since` when. After its end was asked for it is the answer to that,
     /// whatever became of the agent's own.
-    fn absence(&self, since: Timestamp) -> Ground {
+    fn absence(&self, since: Timestamp, fell_due_at: Timestamp) -> Ground {
         let facts = self.facts;
-        let (row, reason, true_at) = match facts.asked {
-            Asked::No if facts.started => (Row::Orphaned, RecoveryReason::Orphaned, since),
-            Asked::No => (Row::DispatchLost, RecoveryReason::DispatchLost, since),
-            _ if self.now >= facts.deadline => (Row::TimedOut, RecoveryReason::TimedOut, facts.deadline),
-            _ => (Row::Stalled, RecoveryReason::Stalled, since),
+        let (row, reason) = match facts.asked {
+            Asked::No if facts.started => (Row::Orphaned, RecoveryReason::Orphaned),
+            Asked::No => (Row::DispatchLost, RecoveryReason::DispatchLost),
+            _ if self.now >= facts.deadline => {
+                let (row, reason) = (Row::TimedOut, RecoveryReason::TimedOut);
+                return Ground { row, reason, true_at: facts.deadline, fell_due_at: facts.deadline };
+            }
+            _ => (Row::Stalled, RecoveryReason::Stalled),
         };
-        Ground { row, reason, true_at, fell_due_at: true_at }
+        Ground { row, reason, true_at: since, fell_due_at }
     }
 
     /// Its agent beats and does not list it.
     fn absent(&self, alarm: &mut Alarm) -> Option<Judgement> {
         let facts = self.facts;
-        let Listing::Unlisted { since, times } = facts.listing else { return None };
-        if times < UNLISTED_TIMES {
-            let in_grace = self.now < facts.grace_until(self.limits);
-            alarm.note(if in_grace { Row::InGrace } else { Row::UnlistedOnce });
+        let Listing::Unlisted { since, times, first } = facts.listing else { return None };
+        let grace_until = facts.grace_until(self.limits);
+        let stale_at = self.stale_at(first);
+        // Lists that were never two in a row, each time because we had to count anew: the safety net takes one.
+        let is_ripe = times >= UNLISTED_TIMES;
+        if self.now < grace_until || !(is_ripe || (times > 0 && self.now >= stale_at)) {
+            alarm.note(if self.now < grace_until { Row::InGrace } else { Row::UnlistedOnce });
+            alarm.next = alarm.next.min(stale_at.max(self.next_word()));
             return None;
         }
         // Lists that came while we could not trust our eyes prove nothing; they are counted anew with our sight.
@@ -401,7 +419,11 @@ impl Case<'_> {
             alarm.at(self.next_word(), Row::Blind);
             return None;
         }
-        let ground = self.absence(since);
+        let (row, reason) = (Row::Stale, RecoveryReason::Stale);
+        let ground = match is_ripe {
+            true => self.absence(since, first),
+            false => Ground { row, reason, true_at: first, fell_due_at: first },
+        };
         let row = ground.row;
         if !facts.canary {
             return Some(say(row, Verdict::Look(Look::Canary)));
@@ -440,25 +462,33 @@ impl Case<'_> {
         }
         alarm.next = alarm.next.min(facts.deadline);
         let timeout = facts.stall_timeout_ms?;
-        let (Some(stalled_at), Listing::Listed { at, .. }) = (facts.stalled_at(), facts.listing) else {
+        let (Some(stall), Listing::Listed { at, .. }) = (facts.stall(), facts.listing) else {
             // Its progress is not known yet (again): nothing wakes us when it is, so look when it could be due.
             alarm.next = alarm.next.min(self.now.plus_ms(timeout));
+            if facts.asked != Asked::No {
+                alarm.note(Row::TerminateRefused);
+            }
             return None;
         };
-        if self.now < stalled_at {
-            alarm.next = alarm.next.min(stalled_at);
+        // What was asked to end and has not moved since is due whenever our clocks began; the safety net likewise.
+        let due_at = match facts.asked {
+            Asked::No => stall.ripe_at.min(self.stale_at(stall.fell_due_at)),
+            _ => stall.fell_due_at,
+        };
+        if self.now < due_at {
+            alarm.next = alarm.next.min(due_at);
             return None;
         }
         // Only a list that came after the time was up shows that nothing moved in all of it.
-        if at < stalled_at {
+        if at < due_at {
             alarm.next = alarm.next.min(self.next_word());
             return None;
         }
         let ground = Ground {
             row: Row::Stalled,
             reason: RecoveryReason::Stalled,
-            true_at: stalled_at,
-            fell_due_at: stalled_at,
+            true_at: due_at,
+            fell_due_at: stall.fell_due_at,
         };
         Some(self.end_it(&ground, alarm))
     }

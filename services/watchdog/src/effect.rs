@@ -34,11 +34,11 @@ pub fn evidence(facts: &Facts, limits: &Limits, entry: Option<&AgentEntry>, now:
     let age = |at: Timestamp| now.since_ms(at);
     let listing = match facts.listing {
         Listing::Unknown => json!({"state": "unknown"}),
-        Listing::Listed { at, rose_at } => {
+        Listing::Listed { at, rose_at, .. } => {
             json!({"state": "listed", "list_age_ms": age(at), "progress_rose_ms_ago": rose_at.map(age)})
         }
-        Listing::Unlisted { since, times } => {
-            json!({"state": "unlisted", "since": since, "lists_in_a_row": times})
+        Listing::Unlisted { since, first, times } => {
+            json!({"state": "unlisted", "since": since, "lists_in_a_row": times, "first_missing_at": first})
         }
     };
     let standing = match facts.standing {

@@ -67,13 +67,17 @@ pub enum Listing {
     Listed {
         /// When that list came.
         at: Timestamp,
-        /// When its progress rose last (or was first seen); `None`: it names no progress.
+        /// When its progress rose last (or was first seen) in our present sight; `None`: it names no progress.
         rose_at: Option<Timestamp>,
+        /// The same, however often we had to begin anew since.
+        stands_since: Option<Timestamp>,
     },
     /// The latest lists do not.
     Unlisted {
         /// When the first of them came.
         since: Timestamp,
+        /// When the first list without it came since it was last listed, however often we had to count anew since.
+        first: Timestamp,
         /// How many in a row, counting only those beyond the dispatch grace.
         times: u32,
     },
@@ -154,6 +158,8 @@ pub struct Facts {
     pub channel: Channel,
     /// Whether it lists the execution.
     pub listing: Listing,
+    /// Until when the holding instance itself spoke for it, by a list or an answer, also before our sight began.
+    pub vouched_at: Option<Timestamp>,
     /// Silence and absence count from here: our start, the end of our last blindness, the end of the last
     /// suspension. `None`: we are blind now.
     pub sight_since: Option<Timestamp>,
@@ -196,25 +202,32 @@ impl Facts {
         self.dispatched_at.plus_ms(limits.dispatch_grace_ms)
     }
 
-    /// When its agent's silence, by the log, is long enough. `None`: it is not silent by the log.
+    /// Since when nobody has spoken for it, of a ground that the log has `since`: what vouches ends every deferral.
     #[must_use]
-    pub fn lost_due(&self, limits: &Limits) -> Option<Timestamp> {
-        match self.standing {
-            Standing::Silent { since } => {
-                Some(since.plus_ms(self.lost_after_ms.unwrap_or(limits.lost_after_ms)))
-            }
-            _ => None,
-        }
+    pub fn unvouched_since(&self, since: Timestamp) -> Timestamp {
+        self.vouched_at.map_or(since, |at| at.max(since))
     }
 
     /// When it has stood still for too long, by lists that we received. `None`: it may, or names no progress.
     #[must_use]
-    pub fn stalled_at(&self) -> Option<Timestamp> {
+    pub fn stall(&self) -> Option<Stall> {
         let timeout = self.stall_timeout_ms?;
         let sight = self.sight_since?;
         match self.listing {
-            Listing::Listed { rose_at: Some(rose), .. } => Some(rose.max(sight).plus_ms(timeout)),
+            Listing::Listed { rose_at: Some(rose), stands_since: Some(stands), .. } => Some(Stall {
+                ripe_at: rose.max(sight).plus_ms(timeout),
+                fell_due_at: stands.plus_ms(timeout),
+            }),
             _ => None,
         }
     }
+}
+
+/// Progress that stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stall {
+    /// When that has lasted too long in our present sight.
+    pub ripe_at: Timestamp,
+    /// When it had at first: from here the safety net counts.
+    pub fell_due_at: Timestamp,
 }

@@ -81,7 +81,7 @@ rows! {
     SupersededUnsure = "superseded_unsure", "its instance was superseded and is not confirmed away",
         "it does not answer, but its heartbeats are not silent yet; or it answered once without the execution";
     AgentRestarted = "agent_restarted", "its agent runs as a new instance and the old one is away",
-        "no responders where it used to answer and a heartbeat overdue, or silent to the threshold, or two lists without it; no report waits";
+        "no responders where it used to answer and a heartbeat overdue, or silent to the threshold (which counts for nothing while the breaker is open), or two lists without it; a canary came back, no report waits";
     GoneVouched = "gone_vouched", "its agent was forgotten and we still hear it",
         "its heartbeats reach us and list the execution: alive until they fall silent";
     AgentGone = "agent_gone", "its agent said goodbye or was forgotten",
@@ -93,7 +93,7 @@ rows! {
     Blind = "blind", "we can't trust our own eyes",
         "own start, cut bus, dropped messages, stalled loop or clock jump: absence and silence are void, proof still counts";
     Stale = "stale", "nothing settled it within the safety net",
-        "the recovery fell due stale_after ago and was deferred ever since (terminate never confirmed, report never applied, suspension, cancellation)";
+        "the recovery fell due stale_after ago and was deferred ever since (terminate never confirmed, report never applied, suspension, cancellation, our own sight lost again and again); an instance that lists it is never ended for silence";
 }
 
 /// The limits of the samples: the defaults of PROTOCOL.md 8.
@@ -132,7 +132,12 @@ pub fn healthy_sample() -> (Facts, Timestamp) {
             said_gone: false,
             answered: true,
         },
-        listing: Listing::Listed { at: at(10 * MINUTE - 1_000), rose_at: Some(at(9 * MINUTE)) },
+        listing: Listing::Listed {
+            at: at(10 * MINUTE - 1_000),
+            rose_at: Some(at(9 * MINUTE)),
+            stands_since: Some(at(9 * MINUTE)),
+        },
+        vouched_at: Some(at(10 * MINUTE - 1_000)),
         sight_since: Some(at(-MINUTE)),
         suspended: false,
         asked: Asked::No,
@@ -148,7 +153,8 @@ fn silent_sample() -> (Facts, Timestamp) {
     let (mut facts, now) = healthy_sample();
     facts.standing = Standing::Silent { since: at(8 * MINUTE) };
     facts.channel.last_at = Some(at(8 * MINUTE - 5_000));
-    facts.listing = Listing::Listed { at: at(8 * MINUTE - 5_000), rose_at: None };
+    facts.listing = Listing::Listed { at: at(8 * MINUTE - 5_000), rose_at: None, stands_since: None };
+    facts.vouched_at = Some(at(8 * MINUTE - 5_000));
     facts.canary = true;
     facts.edge = Edge::NoResponders;
     facts.waiting = Waiting::Nothing;
@@ -157,7 +163,8 @@ fn silent_sample() -> (Facts, Timestamp) {
 
 fn unlisted_sample(times: u32) -> (Facts, Timestamp) {
     let (mut facts, now) = healthy_sample();
-    facts.listing = Listing::Unlisted { since: at(10 * MINUTE - 6_000), times };
+    facts.listing =
+        Listing::Unlisted { since: at(10 * MINUTE - 6_000), first: at(10 * MINUTE - 6_000), times };
     facts.canary = true;
     facts.edge = Edge::ListsNot { times: 1 };
     facts.waiting = Waiting::Nothing;
@@ -169,6 +176,7 @@ fn superseded_sample() -> (Facts, Timestamp) {
     facts.standing = Standing::Superseded { since: at(10 * MINUTE - 500) };
     facts.channel.last_at = Some(at(10 * MINUTE - 8_000));
     facts.listing = Listing::Unknown;
+    facts.canary = true;
     facts.edge = Edge::NoResponders;
     facts.waiting = Waiting::Nothing;
     (facts, now)
@@ -192,7 +200,7 @@ pub fn sample(row: Row) -> (Facts, Timestamp) {
         Row::InGrace => {
             now = at(30_000);
             facts.channel.last_at = Some(at(29_000));
-            facts.listing = Listing::Unlisted { since: at(5_000), times: 0 };
+            facts.listing = Listing::Unlisted { since: at(5_000), first: at(5_000), times: 0 };
         }
         Row::Healthy | Row::UnlistedOnce | Row::Orphaned | Row::AgentLost | Row::AgentRestarted => {}
         Row::Unheard => facts.listing = Listing::Unknown,

@@ -165,7 +165,7 @@ async fn look_at_instance(shared: &Shared, id: &ExecutionId, holder: &Holder) ->
     };
     shared.with(|world, now| {
         if lists {
-            world.note_full_answer(id);
+            world.note_full_answer(id, now);
             Edge::Lists
         } else {
             Edge::ListsNot { times: world.note_empty_answer(id, holder.interval_ms, now) }

@@ -9,7 +9,7 @@ use rollcall_core::{
     agent::{Agent, Status},
     execution::Execution,
     gaps::{Gaps, Steps},
-    wire::TerminateState,
+    wire::{INTERVAL_MS, TerminateState},
 };
 
 use crate::{
@@ -70,6 +70,8 @@ pub struct Trouble {
     pub asked_times: u32,
     /// Direct answers in a row that did not list it, and when the last one was counted.
     pub empty_answers: Option<(u32, Timestamp)>,
+    /// When its instance listed it last when asked.
+    pub vouched_at: Option<Timestamp>,
     /// Its turn in the rate limit.
     pub turn_at: Option<Timestamp>,
     /// Somebody works on it.
@@ -96,6 +98,15 @@ pub struct AgentEntry {
 impl AgentEntry {
     fn new(id: AgentId) -> Self {
         Self { agent: Agent::unknown(id), held: HashSet::new(), claims: Vec::new(), steps: Steps::default() }
+    }
+
+    /// An instance that is replaced by `next` goes on at the interval it registered with, whatever `next` says.
+    fn keep_interval(&mut self, next: &InstanceId, default_ms: u64) {
+        let Some(old) = self.agent.instance_id.clone().filter(|old| old != next) else { return };
+        let registered = self.agent.profile.as_ref().and_then(|p| p.interval_ms).unwrap_or(default_ms);
+        if let Some(claims) = self.claims_mut(old.as_str()) {
+            claims.interval_ms.get_or_insert(registered);
+        }
     }
 
     /// The lists of this instance.
@@ -242,6 +253,7 @@ impl World {
                 answered: false,
             },
             listing: Listing::Unknown,
+            vouched_at: trouble.and_then(|t| t.vouched_at),
             sight_since,
             suspended: self.is_suspended(),
             asked: trouble.map_or(Asked::No, |t| t.asked),
@@ -257,22 +269,27 @@ impl World {
         if let Some(entry) = self.agents.get(&held.agent_id) {
             let claims = entry.claims_of(held.instance_id.as_str());
             facts.standing = standing(&entry.agent, &held.instance_id, claims);
-            facts.channel.interval_ms = self.interval_of(entry, claims);
+            facts.channel.interval_ms = self.interval_of(entry, &held.instance_id, claims);
             if let Some(claims) = claims {
                 facts.channel.last_at = claims.last_at;
                 facts.channel.said_gone = claims.said_gone;
                 facts.channel.answered = claims.answered;
                 facts.listing = claims.listing(id, held.number);
+                facts.vouched_at = facts.vouched_at.max(claims.vouched_at(id, held.number));
             }
         }
         Some(facts)
     }
 
-    fn interval_of(&self, entry: &AgentEntry, claims: Option<&Claims>) -> u64 {
-        claims
-            .and_then(|c| c.interval_ms)
-            .or_else(|| entry.agent.profile.as_ref().and_then(|p| p.interval_ms))
-            .unwrap_or(self.config.limits.interval_ms)
+    /// The interval of an instance, in milliseconds. One that does not count any more and was not heard yet had one
+    /// of its own: what its successor says is nothing about it.
+    fn interval_of(&self, entry: &AgentEntry, instance: &InstanceId, claims: Option<&Claims>) -> u64 {
+        let named = claims.and_then(|c| c.interval_ms);
+        let is_current = entry.agent.instance_id.as_ref().is_none_or(|current| current == instance);
+        let registered = entry.agent.profile.as_ref().filter(|_| is_current).and_then(|p| p.interval_ms);
+        let is_known = is_current || claims.is_some_and(|c| c.seq != 0);
+        let silent_on_it = if is_known { self.config.limits.interval_ms } else { *INTERVAL_MS.end() };
+        named.or(registered).unwrap_or(silent_on_it)
     }
 
     /// Judges an execution on what is known now and what was looked up. `None`: not open.
@@ -543,9 +560,10 @@ impl World {
     }
 
     /// Notes that an instance listed the execution when asked.
-    pub fn note_full_answer(&mut self, id: &ExecutionId) {
+    pub fn note_full_answer(&mut self, id: &ExecutionId, now: Timestamp) {
         if let Some(trouble) = self.troubles.get_mut(id) {
             trouble.empty_answers = None;
+            trouble.vouched_at = Some(now);
         }
     }
 
@@ -572,6 +590,7 @@ impl Trouble {
             asked: Asked::No,
             asked_times: 0,
             empty_answers: None,
+            vouched_at: None,
             turn_at: None,
             in_flight: false,
             changed: false,

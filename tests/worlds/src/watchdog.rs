@@ -315,7 +315,7 @@ impl Watchdog {
                 let lists = claims.iter().any(|claim| claim.id == *id && claim.attempt == attempt);
                 self.with(|world, now| {
                     if lists {
-                        world.note_full_answer(id);
+                        world.note_full_answer(id, now);
                         Edge::Lists
                     } else {
                         Edge::ListsNot { times: world.note_empty_answer(id, INTERVAL_MS, now) }

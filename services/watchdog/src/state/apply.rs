@@ -3,12 +3,11 @@
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Timestamp,
     event::{AgentEvent, DecodeError, Event, EventBody, ExecutionEvent, SystemEventKind},
-    execution::{Execution, State},
+    execution::{Attempt, Execution, State},
     subject::{EventSubject, Subjects},
 };
 
 use super::{AgentEntry, World};
-use crate::claims::Claims;
 
 /// An entry of the log that is no valid event for its subject. It is skipped; its sequence counts.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +35,13 @@ pub enum Applied {
     Agent(AgentId),
     /// The state of recovery itself.
     System,
+}
+
+/// What a dispatch gave out: whose slot, for which attempt, when. The same attempt may be dispatched again.
+type Slot = (AgentId, u32, Timestamp);
+
+fn slot(attempt: &Attempt) -> Slot {
+    (attempt.agent_id.clone(), attempt.number, attempt.dispatched_at)
 }
 
 impl World {
@@ -131,7 +137,7 @@ impl World {
         if seq <= execution.seq {
             return Ok(());
         }
-        let before = execution.holder().map(|a| (a.agent_id.clone(), a.number));
+        let before = execution.holder().map(slot);
         let result = execution.evolve(seq, event, time).map_err(|misfit| Invalid::Misfit(misfit.to_string()));
         self.index(id, before, now);
         result
@@ -171,24 +177,24 @@ impl World {
             return;
         }
         let before = self.executions.get(&id).and_then(Execution::holder);
-        let before = before.map(|a| (a.agent_id.clone(), a.number));
+        let before = before.map(slot);
         self.ended.remove(&id);
         self.executions.insert(id.clone(), execution);
         self.index(&id, before, now);
     }
 
     /// Brings everything that is kept beside the execution in line with it.
-    fn index(&mut self, id: &ExecutionId, before: Option<(AgentId, u32)>, now: Timestamp) {
+    fn index(&mut self, id: &ExecutionId, before: Option<Slot>, now: Timestamp) {
         let Some(execution) = self.executions.get(id) else { return };
-        let after = execution.holder().map(|a| (a.agent_id.clone(), a.number));
-        let dispatched = execution.holder().map(|a| (a.dispatched_at, a.instance_id.clone()));
+        let after = execution.holder().map(slot);
+        let holder = execution.holder().map(|a| a.instance_id.clone());
         let ended = execution.state.is_terminal();
         if before != after {
-            if let Some((agent, _)) = &before {
+            if let Some((agent, ..)) = &before {
                 self.release(agent, id);
             }
-            if let (Some((agent, _)), Some((at, instance))) = (&after, dispatched) {
-                self.in_grace.push_back((at, id.clone()));
+            if let (Some((agent, _, at)), Some(instance)) = (&after, holder) {
+                self.in_grace.push_back((*at, id.clone()));
                 self.hold(agent, instance, id);
             }
         }
@@ -205,7 +211,7 @@ impl World {
     fn release(&mut self, agent: &AgentId, id: &ExecutionId) {
         if let Some(entry) = self.agents.get_mut(agent) {
             entry.held.remove(id);
-            entry.claims.iter_mut().for_each(Claims::expect_anew);
+            entry.claims.iter_mut().for_each(|claims| claims.release(id));
         }
     }
 
@@ -225,6 +231,9 @@ impl World {
         let entry = self.agents.entry(id.clone()).or_insert_with(|| AgentEntry::new(id.clone()));
         if seq <= entry.agent.seq {
             return;
+        }
+        if let AgentEvent::Registered(profile) = event {
+            entry.keep_interval(&profile.instance_id, self.config.limits.interval_ms);
         }
         entry.agent.evolve(seq, event, time);
         let (status, silent_since) = (entry.agent.status, entry.agent.silent_since);

@@ -192,7 +192,7 @@ impl World {
                     "an execution that was recovered for the silence of its agent is listed by that agent again");
             }
         }
-        for id in &odd.missing {
+        for id in odd.missing.iter().chain(&odd.standing) {
             self.settle(id, now);
         }
         if odd.extras_due && self.zombies_due.insert((agent, instance)) {

@@ -1,0 +1,370 @@
+//! One agent with one execution, as a watchdog sees them, in virtual time.
+
+use std::collections::BTreeMap;
+
+use rollcall_core::{
+    AgentId, ExecutionId, InstanceId, Pool, Timestamp,
+    agent::Status,
+    event::{
+        AgentEvent, Dispatched, Event, EventBody, ExecutionEvent, PayloadRef, Profile, RecoveryReason,
+        Started, StatusChanged, Submitted, Superseded, TerminateOutcome,
+    },
+    subject::Subjects,
+    wire::{Delivery, Heartbeat, OnLoss, TerminateState},
+};
+use serde_json::json;
+use watchdog::{
+    breaker::BreakerLimits,
+    decide::{Look, Verdict},
+    effect,
+    facts::{Edge, Limits, Waiting},
+    sight::Void,
+    state::{Config, Looks, World},
+};
+
+pub const LIMITS: Limits = Limits {
+    dispatch_grace_ms: 5_000,
+    lost_after_ms: 4_000,
+    stale_after_ms: 60_000,
+    terminate_grace_ms: 500,
+    failure_threshold: 3,
+    interval_ms: 1_000,
+};
+
+const CONFIG: Config = Config {
+    limits: LIMITS,
+    breaker: BreakerLimits { fraction: 0.5, min_agents: 3, window_ms: 30_000 },
+    recovery_rate: 100,
+};
+
+pub const HOUR: u64 = 3_600_000;
+
+/// What an instance would answer if it were asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Truth {
+    /// It lists the execution.
+    Lists,
+    /// It answers without it.
+    Empty,
+    /// The server knows of nobody there.
+    Away,
+    /// Nothing comes back.
+    Mute,
+}
+
+/// How far the execution got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// Its agent was asked to take it.
+    Dispatched,
+    /// And accepted.
+    Started,
+    /// Nobody was asked: it is delivered externally.
+    Granted,
+}
+
+pub struct Sim {
+    pub world: World,
+    pub subjects: Subjects,
+    pub now: Timestamp,
+    pub seq: u64,
+    pub beat_seq: u64,
+    pub truth: Truth,
+    /// What becomes of a request to end it.
+    pub ending: Option<TerminateState>,
+    pub waiting: Waiting,
+    /// Our own message comes back through the bus.
+    pub canary: bool,
+    pub recovered: Vec<(RecoveryReason, TerminateOutcome, Timestamp)>,
+    pub terminations: usize,
+    /// Work that was done by the judgements, to see that nothing spins.
+    pub works: usize,
+    log: Vec<(String, Vec<u8>)>,
+}
+
+pub fn t(ms: i64) -> Timestamp {
+    Timestamp::from_millis(1_000_000 + ms)
+}
+
+pub fn agent() -> AgentId {
+    AgentId::new("a").unwrap()
+}
+
+pub fn instance(name: &str) -> InstanceId {
+    InstanceId::new(name).unwrap()
+}
+
+pub fn execution() -> ExecutionId {
+    ExecutionId::new("x").unwrap()
+}
+
+impl Sim {
+    /// One agent with one running execution, seen by a watchdog that just opened its eyes.
+    pub fn new(timeout_ms: u64, stall_timeout_ms: Option<u64>) -> Self {
+        Self::begun(Begun::Started, timeout_ms, stall_timeout_ms)
+    }
+
+    pub fn begun(begun: Begun, timeout_ms: u64, stall_timeout_ms: Option<u64>) -> Self {
+        let mut sim = Self::empty();
+        sim.register("i-1", 1_000);
+        sim.submit("x", begun, stall_timeout_ms);
+        sim.dispatch("x", timeout_ms);
+        if begun == Begun::Started {
+            sim.started();
+        }
+        sim.open_eyes();
+        sim
+    }
+
+    pub fn empty() -> Self {
+        Self {
+            world: World::new(CONFIG),
+            subjects: Subjects::default(),
+            now: t(0),
+            seq: 0,
+            beat_seq: 0,
+            truth: Truth::Lists,
+            ending: Some(TerminateState::Terminated),
+            waiting: Waiting::Nothing,
+            canary: true,
+            recovered: Vec::new(),
+            terminations: 0,
+            works: 0,
+            log: Vec::new(),
+        }
+    }
+
+    pub fn submit(&mut self, id: &str, begun: Begun, stall_timeout_ms: Option<u64>) {
+        let submitted = Submitted {
+            execution_id: ExecutionId::new(id).unwrap(),
+            attempt: 1,
+            agent_id: Some(agent()),
+            pool: Pool::default(),
+            input: PayloadRef { bytes: 1, sha256: String::new(), seq: 1, attempt: 1 },
+            timeout_ms: None,
+            priority: 5,
+            queue_ttl_ms: 1_000_000,
+            on_loss: OnLoss::Fail,
+            max_attempts: 3,
+            stall_timeout_ms,
+            lost_after_ms: None,
+            delivery: if begun == Begun::Granted { Delivery::External } else { Delivery::Push },
+            labels: BTreeMap::new(),
+            request_sha256: String::new(),
+        };
+        self.execution_event(id, submitted.into());
+    }
+
+    pub fn dispatch(&mut self, id: &str, timeout_ms: u64) {
+        let dispatched = Dispatched {
+            execution_id: ExecutionId::new(id).unwrap(),
+            attempt: 1,
+            agent_id: agent(),
+            instance_id: instance("i-1"),
+            deadline: self.now.plus_ms(timeout_ms),
+            timeout_ms,
+        };
+        self.execution_event(id, dispatched.into());
+    }
+
+    pub fn started(&mut self) {
+        let (execution_id, agent_id, instance_id) = (execution(), agent(), instance("i-1"));
+        self.execution(Started { execution_id, attempt: 1, agent_id, instance_id }.into());
+    }
+
+    fn open_eyes(&mut self) {
+        self.world.sight.set_connected(true);
+        self.world.sight.set_caught_up(true);
+        self.world.check_breaker(self.now);
+        self.world.settle_all(self.now);
+        self.see();
+    }
+
+    /// Another watchdog process takes over: it knows what the log holds, and nothing else.
+    pub fn restart(&mut self, down_ms: u64) {
+        self.now = self.now.plus_ms(down_ms);
+        self.world = World::new(CONFIG);
+        for (at, (subject, bytes)) in self.log.iter().enumerate() {
+            self.world.apply(&self.subjects, subject, at as u64 + 1, bytes, self.now).unwrap();
+        }
+        self.open_eyes();
+    }
+
+    pub fn append(&mut self, subject: &str, about: &str, body: EventBody) {
+        self.seq += 1;
+        let event = Event {
+            id: uuid::Uuid::nil(),
+            source: "test".to_owned(),
+            subject: about.to_owned(),
+            time: self.now,
+            body,
+        };
+        self.log.push((subject.to_owned(), event.encode()));
+        self.world.apply(&self.subjects, subject, self.seq, &event.encode(), self.now).unwrap();
+        self.world.after_batch(self.now);
+    }
+
+    pub fn execution_event(&mut self, id: &str, event: ExecutionEvent) {
+        self.append(&self.subjects.execution_event(&ExecutionId::new(id).unwrap()), id, event.into());
+    }
+
+    pub fn execution(&mut self, event: ExecutionEvent) {
+        self.execution_event("x", event);
+    }
+
+    fn agent_event(&mut self, id: &str, event: AgentEvent) {
+        self.append(&self.subjects.agent_event(&AgentId::new(id).unwrap()), id, event.into());
+    }
+
+    pub fn register(&mut self, name: &str, interval_ms: u64) {
+        let profile = Profile {
+            agent_id: agent(),
+            instance_id: instance(name),
+            capacity: 1,
+            pool: Pool::default(),
+            interval_ms: Some(interval_ms),
+            timeout_ms: None,
+            version: None,
+            labels: BTreeMap::new(),
+            probe: None,
+            control: None,
+        };
+        self.agent_event("a", AgentEvent::Registered(profile));
+        self.status(name, Status::Connected);
+    }
+
+    pub fn status(&mut self, name: &str, status: Status) {
+        self.status_of("a", Some(name), status);
+    }
+
+    pub fn status_of(&mut self, id: &str, name: Option<&str>, status: Status) {
+        let change = StatusChanged {
+            agent_id: AgentId::new(id).unwrap(),
+            instance_id: name.map(instance),
+            previous: None,
+            reason: "test".to_owned(),
+            since: self.now,
+            evidence: json!(null),
+            by: None,
+            code: None,
+            message: None,
+            deadline: None,
+            undrained: false,
+        };
+        self.agent_event(id, AgentEvent::status(status, change));
+    }
+
+    /// So many others fall silent at once that the breaker opens.
+    pub fn mass_failure(&mut self) {
+        for n in 0..4 {
+            self.status_of(&format!("b{n}"), None, Status::Disconnected);
+        }
+        assert!(self.world.is_suspended());
+    }
+
+    pub fn supersede(&mut self) {
+        self.agent_event(
+            "a",
+            AgentEvent::Superseded(Superseded {
+                agent_id: agent(),
+                instance_id: instance("i-1"),
+                by_instance_id: instance("i-2"),
+            }),
+        );
+        self.register("i-2", 1_000);
+    }
+
+    pub fn beat(&mut self, lists: bool, progress: u64) {
+        self.beat_seq += 1;
+        let executions =
+            if lists { vec![json!({"id": "x", "attempt": 1, "progress": progress})] } else { vec![] };
+        let beat = json!({
+            "instance_id": "i-1", "seq": self.beat_seq, "state": "ready", "capacity": 1,
+            "interval_ms": 1000, "executions": executions,
+        })
+        .to_string();
+        self.world.beat("a", &Heartbeat::read("a", beat.as_bytes()).unwrap(), self.now);
+        self.work();
+    }
+
+    pub fn see(&mut self) {
+        let epoch = self.world.sight.epoch();
+        self.world.proven(epoch, self.now);
+        self.work();
+    }
+
+    /// We are blind for so long.
+    pub fn blind(&mut self, void: Void, ms: u64) {
+        self.world.void(void);
+        self.advance(ms);
+        self.see();
+    }
+
+    /// Moves time on, waking whenever something is due.
+    pub fn advance(&mut self, ms: u64) {
+        let until = self.now.plus_ms(ms);
+        while let Some(next) = self.world.due.next().filter(|next| *next <= until) {
+            self.now = self.now.max(next);
+            self.work();
+            assert!(self.works < 100_000, "the judgements spin");
+        }
+        self.now = until;
+        self.work();
+    }
+
+    /// What the shell does, with the oracle for a world outside.
+    pub fn work(&mut self) {
+        while let Some((id, attempt)) = self.world.take_due(self.now) {
+            self.works += 1;
+            let mut looks = Looks::default();
+            let (mut last, mut retry_at) = (None, None);
+            for _ in 0..10 {
+                let Some((judgement, facts)) = self.world.judge(&id, &looks, self.now) else { break };
+                last = Some(judgement);
+                match judgement.verdict {
+                    Verdict::Leave | Verdict::WaitUntil(_) | Verdict::Postpone(_) => break,
+                    Verdict::Look(Look::Canary) if !self.canary => {
+                        (last, retry_at) = (None, Some(self.now.plus_ms(500)));
+                        break;
+                    }
+                    Verdict::Look(Look::Canary) => looks.canary = true,
+                    Verdict::Look(Look::Report) => looks.waiting = self.waiting,
+                    Verdict::Look(Look::Turn) => self.world.take_turn(&id, self.now),
+                    Verdict::Look(Look::Instance) => {
+                        looks.edge = match self.truth {
+                            Truth::Lists => {
+                                self.world.note_full_answer(&id, self.now);
+                                Edge::Lists
+                            }
+                            Truth::Empty => {
+                                Edge::ListsNot { times: self.world.note_empty_answer(&id, 1_000, self.now) }
+                            }
+                            Truth::Away => Edge::NoResponders,
+                            Truth::Mute => Edge::NoAnswer,
+                        };
+                    }
+                    Verdict::Terminate(_) => {
+                        self.terminations += 1;
+                        self.world.note_asked(&id, self.ending, self.now);
+                        looks.waiting = Waiting::Unasked;
+                    }
+                    Verdict::Recover(finding) => {
+                        let execution = self.world.executions.get(&id).unwrap();
+                        let held = execution.holder().unwrap();
+                        let loss = effect::loss(execution, held, &finding, &facts, json!({}), self.now);
+                        let event = execution.lose(loss).unwrap();
+                        self.recovered.push((finding.reason, finding.terminate, self.now));
+                        self.execution(event);
+                        last = None;
+                        break;
+                    }
+                }
+            }
+            self.world.landed((&id, attempt), last, retry_at, self.now);
+        }
+    }
+
+    pub fn is_untouched(&self) -> bool {
+        self.recovered.is_empty() && self.terminations == 0
+    }
+}
