@@ -102,8 +102,8 @@ pub struct Oddities {
     pub missing: Vec<ExecutionId>,
     /// On the first list since our sight began with the progress that we knew from before.
     pub standing: Vec<ExecutionId>,
-    /// Listed for the first time although it is not theirs.
-    pub new_extras: Vec<(ExecutionId, u32)>,
+    /// Listed in so many lists although it is not theirs that none of them was under way when it ended.
+    pub lasting_extras: Vec<(ExecutionId, u32)>,
     /// Some extra is listed often enough to be judged.
     pub extras_due: bool,
 }
@@ -262,17 +262,14 @@ impl Claims {
             let old = before.iter().position(|e| e.attempt == listed.attempt && e.id == listed.id);
             let mut extra = match old {
                 Some(at) => before.swap_remove(at),
-                None => {
-                    odd.new_extras.push((listed.id.clone(), listed.attempt));
-                    Extra {
-                        id: listed.id.clone(),
-                        attempt: listed.attempt,
-                        known: Known::Unread,
-                        times: 0,
-                        asked: 0,
-                        next_ask_at: None,
-                    }
-                }
+                None => Extra {
+                    id: listed.id.clone(),
+                    attempt: listed.attempt,
+                    known: Known::Unread,
+                    times: 0,
+                    asked: 0,
+                    next_ask_at: None,
+                },
             };
             match expect.known(&listed.id, listed.attempt) {
                 // What was read from the log stays until memory knows better.
@@ -285,6 +282,9 @@ impl Claims {
                 _ => {}
             }
             extra.times = extra.times.saturating_add(1);
+            if extra.known == Known::NotTheirs && extra.times == crate::zombie::ZOMBIE_TIMES {
+                odd.lasting_extras.push((listed.id.clone(), listed.attempt));
+            }
             let facts = crate::zombie::ClaimFacts {
                 known: extra.known,
                 times: extra.times,
@@ -436,9 +436,9 @@ mod tests {
         let log = Log(vec![]);
         let mut claims = claims();
         let odd = claims.list(&[claim("z", 1.0)], &log, t(10));
-        assert_eq!((odd.new_extras, odd.extras_due), (vec![(id("z"), 1)], false));
+        assert_eq!((odd.lasting_extras, odd.extras_due), (vec![], false));
         let odd = claims.list(&[claim("z", 1.0)], &log, t(20));
-        assert_eq!((odd.new_extras, odd.extras_due), (vec![], true));
+        assert_eq!((odd.lasting_extras, odd.extras_due), (vec![(id("z"), 1)], true));
         claims.list(&[], &log, t(30));
         assert!(claims.is_plain());
     }

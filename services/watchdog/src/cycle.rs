@@ -1,20 +1,18 @@
 //! The cycle: calls the registries, judges again all that is in trouble, and says how things stand. Timely verdicts do
 //! not wait for it; it costs what is in trouble and what has a registry, not what runs.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use rollcall_control::CALLS_MAX;
-use rollcall_core::{AgentId, ExecutionId, InstanceId, Timestamp, event::SystemEventKind};
+use rollcall_core::{AgentId, ExecutionId, InstanceId, event::SystemEventKind};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::ms,
     edge::{self, Answer},
-    matrix::{Row, verdict_in_words},
-    report::{Categories, CycleReport, NAMED_MAX, Named, Registry},
+    report::{CycleReport, Registry},
     shared::Shared,
-    state::World,
 };
 
 /// Errors that a `recovery_failing` event names.
@@ -46,7 +44,7 @@ pub async fn run_cycle(shared: &Shared, dry_run: bool) -> Option<CycleReport> {
     if !dry_run {
         settle_troubles(shared);
     }
-    let mut report = shared.with(|world, now| look(world, now, dry_run));
+    let mut report = shared.with(|world, now| CycleReport::of(world, now, dry_run));
     let counters = shared.with(|world, _| world.counters.clone());
     report.cycle = shared.ledger.next_number();
     report.started_at = started_at;
@@ -101,6 +99,7 @@ async fn call_registries(shared: &Shared) -> Registry {
 
 fn settle_troubles(shared: &Shared) {
     shared.with(|world, now| {
+        world.drop_past_grace(now);
         let ids: Vec<ExecutionId> = world.troubles.keys().cloned().collect();
         for id in ids {
             // What is planned stays planned: a look before its time would only ask the same again.
@@ -109,72 +108,6 @@ fn settle_troubles(shared: &Shared) {
             }
         }
     });
-}
-
-fn look(world: &mut World, now: Timestamp, dry_run: bool) -> CycleReport {
-    let mut rows: BTreeMap<&'static str, usize> = BTreeMap::new();
-    let mut categories = Categories { in_grace: world.count_in_grace(now), ..Categories::default() };
-    let mut executions = Vec::new();
-    let mut due: Vec<ExecutionId> = world.troubles.keys().cloned().collect();
-    if dry_run {
-        due.extend(world.due.ripe(now, NAMED_MAX).filter(|id| !world.troubles.contains_key(*id)).cloned());
-    }
-    for id in &due {
-        let Some((judgement, _)) = world.standing_judgement(id, now) else { continue };
-        let trouble = world.troubles.get(id);
-        // Work under way knows more than a judgement without looks.
-        let row = trouble.filter(|t| t.in_flight).map_or(judgement.row, |t| t.row);
-        *rows.entry(row.key()).or_default() += 1;
-        count(&mut categories, row, judgement.verdict.is_work());
-        if executions.len() < NAMED_MAX && (!dry_run || judgement.verdict.is_work() || row != Row::Healthy) {
-            let execution = world.executions.get(id);
-            executions.push(Named {
-                execution_id: id.clone(),
-                attempt: execution.map_or(0, |e| e.attempt),
-                agent_id: execution.and_then(|e| e.holder()).map(|h| h.agent_id.clone()),
-                row: row.key(),
-                decision: verdict_in_words(&judgement, now),
-                last_error: trouble.and_then(|t| t.last_error.clone()),
-            });
-        }
-    }
-    let held: usize = world.agents.values().map(|entry| entry.held.len()).sum();
-    let troubled: usize = rows.values().sum();
-    categories.queued = world.executions.len().saturating_sub(held);
-    categories.healthy = held.saturating_sub(troubled).saturating_sub(categories.in_grace);
-    CycleReport {
-        cycle: 0,
-        started_at: now,
-        took_ms: 0,
-        dry_run,
-        open: world.executions.len(),
-        agents: world.agents.len(),
-        rows,
-        categories,
-        registries: Registry::default(),
-        since_last: crate::report::Done::default(),
-        executions,
-    }
-}
-
-fn count(categories: &mut Categories, row: Row, is_work: bool) {
-    match row {
-        Row::Ended | Row::Queued | Row::Healthy | Row::InGrace | Row::Unheard => {}
-        Row::UnlistedOnce | Row::UnlistedAnswers | Row::Orphaned | Row::DispatchLost => {
-            categories.orphaned += 1
-        }
-        Row::TimedOut => categories.timed_out += 1,
-        Row::Stalled => categories.stalled += 1,
-        Row::AgentSilent | Row::AgentLost | Row::AgentRestarted | Row::AgentGone => categories.lost += 1,
-        Row::Withheld => categories.withheld += 1,
-        Row::Stale => categories.stale += 1,
-        Row::TerminateRefused | Row::Suspended | Row::RateLimited | Row::Blind | Row::SupersededUnsure => {
-            categories.deferred += 1;
-        }
-        Row::SilentAnswers | Row::SupersededVouched | Row::GoneVouched | Row::Cancelling => {
-            categories.deferred += usize::from(is_work);
-        }
-    }
 }
 
 fn show(report: &CycleReport) {

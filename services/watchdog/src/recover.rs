@@ -17,7 +17,7 @@ use crate::{
     ears,
     edge::{self, Answer, Ending},
     effect,
-    facts::Edge,
+    facts::{Edge, Facts},
     shared::Shared,
     state::Looks,
 };
@@ -54,12 +54,12 @@ pub async fn schedule(shared: Arc<Shared>, alive: LoopBeat, stop: CancellationTo
         let shared = Arc::clone(&shared);
         tasks.spawn(async move {
             let _permit = permit;
-            let (judgement, retry_at) = match isolation::catch(work(&shared, &id)).await {
-                Ok(Ok(judgement)) => (judgement, None),
+            let (judged, retry_at) = match isolation::catch(work(&shared, &id)).await {
+                Ok(Ok(judged)) => (judged, None),
                 Ok(Err(reason)) => (None, Some(failed(&shared, &id, reason))),
                 Err(panic) => (None, Some(failed(&shared, &id, format!("panic: {panic}")))),
             };
-            shared.with(|world, now| world.landed((&id, attempt), judgement, retry_at, now));
+            shared.with(|world, now| world.landed((&id, attempt), judged, retry_at, now));
         });
     }
     tasks.close();
@@ -89,7 +89,7 @@ struct Holder {
 
 /// Judges, fetches what the judgement asks for, and judges again, until there is nothing to do now. Returns the last
 /// judgement, `None` when it was recovered or something else happened to it.
-async fn work(shared: &Shared, id: &ExecutionId) -> Result<Option<Judgement>, String> {
+async fn work(shared: &Shared, id: &ExecutionId) -> Result<Option<(Judgement, Facts)>, String> {
     let mut looks = Looks::default();
     let mut first: Option<(u32, InstanceId)> = None;
     for _ in 0..STEPS_MAX {
@@ -102,16 +102,18 @@ async fn work(shared: &Shared, id: &ExecutionId) -> Result<Option<Judgement>, St
                 instance: held.instance_id,
                 interval_ms: facts.channel.interval_ms,
             };
-            Some((judgement, holder))
+            Some((judgement, facts, holder))
         });
-        let Some((judgement, holder)) = judged else { return Ok(None) };
+        let Some((judgement, facts, holder)) = judged else { return Ok(None) };
         // What was looked up for another attempt says nothing about this one.
         let key = (holder.attempt, holder.instance.clone());
         if first.get_or_insert_with(|| key.clone()) != &key {
             return Ok(None);
         }
         match judgement.verdict {
-            Verdict::Leave | Verdict::WaitUntil(_) | Verdict::Postpone(_) => return Ok(Some(judgement)),
+            Verdict::Leave | Verdict::WaitUntil(_) | Verdict::Postpone(_) => {
+                return Ok(Some((judgement, facts)));
+            }
             Verdict::Look(look) => fetch(shared, id, &holder, look, &mut looks).await?,
             Verdict::Terminate(reason) => {
                 end(shared, id, &holder, reason).await;

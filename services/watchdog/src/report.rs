@@ -1,14 +1,17 @@
 //! What a cycle saw and did, by category.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{Mutex, PoisonError},
 };
 
 use rollcall_core::{AgentId, ExecutionId, Timestamp};
 use serde::Serialize;
 
-use crate::state::Counters;
+use crate::{
+    matrix::{Row, verdict_in_words},
+    state::{Counters, World},
+};
 
 /// Executions that a report names one by one; beyond it they are only counted.
 pub const NAMED_MAX: usize = 200;
@@ -82,6 +85,10 @@ pub struct Categories {
     pub withheld: usize,
     /// Beyond the safety net.
     pub stale: usize,
+    /// Something speaks against it, and its instance itself speaks for it.
+    pub vouched: usize,
+    /// To be ended, not confirmed yet.
+    pub cancelling: usize,
 }
 
 /// Registry calls of a cycle.
@@ -104,8 +111,110 @@ pub struct Done {
     pub conflicts: u64,
     /// Zombies asked to end.
     pub zombies: u64,
-    /// Recovered, then heard from.
+    /// Recovered, then listed again or completed.
     pub recovered_then_heard: u64,
+}
+
+impl CycleReport {
+    /// How all stands now. Every execution that has not ended is in exactly one category.
+    #[must_use]
+    pub fn of(world: &World, now: Timestamp, dry_run: bool) -> Self {
+        let mut rows: BTreeMap<&'static str, usize> = BTreeMap::new();
+        let mut categories = Categories::default();
+        let mut executions = Vec::new();
+        let mut due: HashSet<&ExecutionId> = world.troubles.keys().collect();
+        if dry_run {
+            due.extend(world.due.ripe(now, NAMED_MAX));
+        }
+        for id in &due {
+            let Some((judgement, _)) = world.standing_judgement(id, now) else { continue };
+            let trouble = world.troubles.get(*id);
+            // Work under way knows more than a judgement without looks.
+            let holds = !matches!(judgement.row, Row::Queued | Row::Ended);
+            let row = trouble.filter(|t| t.in_flight && holds).map_or(judgement.row, |t| t.row);
+            *rows.entry(row.key()).or_default() += 1;
+            categories.count(row);
+            if executions.len() < NAMED_MAX && (judgement.verdict.is_work() || row != Row::Healthy) {
+                executions.push(Named::of(world, id, row, verdict_in_words(&judgement, now)));
+            }
+        }
+        categories.in_grace += world.count_in_grace(now, |id| !due.contains(id));
+        let held: usize = world.agents.values().map(|entry| entry.held.len()).sum();
+        categories.queued = world.executions.len().saturating_sub(held);
+        let counted = categories.sum();
+        categories.healthy += world.executions.len().saturating_sub(counted);
+        Self {
+            cycle: 0,
+            started_at: now,
+            took_ms: 0,
+            dry_run,
+            open: world.executions.len(),
+            agents: world.agents.len(),
+            rows,
+            categories,
+            registries: Registry::default(),
+            since_last: Done::default(),
+            executions,
+        }
+    }
+}
+
+impl Named {
+    fn of(world: &World, id: &ExecutionId, row: Row, decision: String) -> Self {
+        let execution = world.executions.get(id);
+        Self {
+            execution_id: id.clone(),
+            attempt: execution.map_or(0, |e| e.attempt),
+            agent_id: execution.and_then(|e| e.holder()).map(|h| h.agent_id.clone()),
+            row: row.key(),
+            decision,
+            last_error: world.troubles.get(id).and_then(|t| t.last_error.clone()),
+        }
+    }
+}
+
+impl Categories {
+    /// All of them together.
+    #[must_use]
+    pub const fn sum(&self) -> usize {
+        self.healthy
+            + self.queued
+            + self.in_grace
+            + self.orphaned
+            + self.timed_out
+            + self.stalled
+            + self.lost
+            + self.deferred
+            + self.withheld
+            + self.stale
+            + self.vouched
+            + self.cancelling
+    }
+
+    const fn count(&mut self, row: Row) {
+        let category = match row {
+            // Those that wait are counted together.
+            Row::Ended | Row::Queued => return,
+            Row::Healthy | Row::Unheard => &mut self.healthy,
+            Row::InGrace => &mut self.in_grace,
+            Row::UnlistedOnce | Row::Orphaned | Row::DispatchLost => &mut self.orphaned,
+            Row::TimedOut => &mut self.timed_out,
+            Row::Stalled => &mut self.stalled,
+            Row::AgentSilent | Row::AgentLost | Row::AgentRestarted | Row::AgentGone => &mut self.lost,
+            Row::Withheld => &mut self.withheld,
+            Row::Stale => &mut self.stale,
+            Row::TerminateRefused
+            | Row::Suspended
+            | Row::RateLimited
+            | Row::Blind
+            | Row::SupersededUnsure => &mut self.deferred,
+            Row::SilentAnswers | Row::SupersededVouched | Row::GoneVouched | Row::UnlistedAnswers => {
+                &mut self.vouched
+            }
+            Row::Cancelling => &mut self.cancelling,
+        };
+        *category += 1;
+    }
 }
 
 impl Done {

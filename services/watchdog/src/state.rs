@@ -60,8 +60,8 @@ pub struct Trouble {
     pub attempt: u32,
     /// The row it was last judged to be in.
     pub row: Row,
-    /// What was decided with everything looked up, while it stands.
-    pub decided: Option<Judgement>,
+    /// What was decided with everything looked up, and on what, while it stands.
+    pub decided: Option<(Judgement, Facts)>,
     /// Since when it is in trouble.
     pub since: Timestamp,
     /// What became of asking for its end.
@@ -136,7 +136,7 @@ pub struct Counters {
     pub conflicts: u64,
     /// Zombies that were asked to end.
     pub zombies: u64,
-    /// Recovered for silence or restart, then heard from: false positives.
+    /// Recovered, then listed again or completed: false positives.
     pub heard_again: u64,
     /// Entries of the log that are no valid events.
     pub invalid: u64,
@@ -191,6 +191,8 @@ pub struct World {
     /// Silence counts from here at the earliest, even if our sight is older: the last suspension ended then.
     resumed_at: Timestamp,
     postponed: HashSet<ExecutionId>,
+    /// Attempts that were counted as false positives.
+    heard_again: HashSet<(ExecutionId, u32)>,
     in_grace: VecDeque<(Timestamp, ExecutionId)>,
     gaps: Gaps,
     /// We went blind: the sentry has to be told.
@@ -224,6 +226,7 @@ impl World {
             limiter: RateLimit::new(config.recovery_rate),
             resumed_at: Timestamp::default(),
             postponed: HashSet::new(),
+            heard_again: HashSet::new(),
             in_grace: VecDeque::new(),
             gaps: Gaps::default(),
             blinded: false,
@@ -387,12 +390,12 @@ impl World {
         None
     }
 
-    /// The work on an execution is over, with this judgement on everything that was looked up (`None`: it ended, or
-    /// the work failed). `retry_at`: not again before.
+    /// The work on an execution is over, with this judgement on everything that was looked up, and with that (`None`:
+    /// it ended, or the work failed). `retry_at`: not again before.
     pub fn landed(
         &mut self,
         (id, attempt): (&ExecutionId, u32),
-        judgement: Option<Judgement>,
+        judged: Option<(Judgement, Facts)>,
         retry_at: Option<Timestamp>,
         now: Timestamp,
     ) {
@@ -402,13 +405,13 @@ impl World {
             trouble.in_flight = false;
             changed = std::mem::take(&mut trouble.changed);
         }
-        match judgement.filter(|j| !changed && !j.verdict.is_work() && self.executions.contains_key(id)) {
+        match judged.filter(|(j, _)| !changed && !j.verdict.is_work() && self.executions.contains_key(id)) {
             // Judged without what was looked up it would only be looked up again at once.
-            Some(judgement) => {
+            Some((judgement, facts)) => {
                 self.note(id, judgement.row, now);
                 self.plan(id, judgement.verdict, now);
                 if let Some(trouble) = self.troubles.get_mut(id) {
-                    trouble.decided = Some(judgement);
+                    trouble.decided = Some((judgement, facts));
                 }
             }
             None => self.settle(id, now),
@@ -420,15 +423,13 @@ impl World {
         }
     }
 
-    /// How an execution is judged, for people: what was decided with everything looked up, while that stands.
+    /// How an execution is judged, for people: what was decided with everything looked up, and on what, while that
+    /// stands.
     #[must_use]
     pub fn standing_judgement(&self, id: &ExecutionId, now: Timestamp) -> Option<(Judgement, Facts)> {
         let (judgement, facts) = self.judge(id, &Looks::default(), now)?;
-        let decided = self.troubles.get(id).and_then(|t| t.decided);
-        match decided.filter(|_| judgement.verdict.is_work()) {
-            Some(decided) => Some((decided, facts)),
-            None => Some((judgement, facts)),
-        }
+        let decided = self.troubles.get(id).and_then(|t| t.decided.clone());
+        Some(decided.filter(|_| judgement.verdict.is_work()).unwrap_or((judgement, facts)))
     }
 
     /// Judges again all that waited for sight or trust in silence.
@@ -567,16 +568,22 @@ impl World {
         }
     }
 
-    /// Executions that were dispatched within the grace and have not ended.
-    pub fn count_in_grace(&mut self, now: Timestamp) -> usize {
+    /// Executions that were dispatched within the grace, have not ended, and are asked for.
+    pub fn count_in_grace(&self, now: Timestamp, wanted: impl Fn(&ExecutionId) -> bool) -> usize {
+        let grace = self.config.limits.dispatch_grace_ms;
+        let held = |at, id: &ExecutionId| {
+            self.executions.get(id).and_then(Execution::holder).is_some_and(|held| held.dispatched_at == at)
+        };
+        let in_grace = self.in_grace.iter().filter(|(at, _)| at.plus_ms(grace) > now);
+        in_grace.filter(|(at, id)| held(*at, id) && wanted(id)).count()
+    }
+
+    /// Forgets those whose grace is over.
+    pub fn drop_past_grace(&mut self, now: Timestamp) {
         let grace = self.config.limits.dispatch_grace_ms;
         while self.in_grace.front().is_some_and(|(at, _)| at.plus_ms(grace) <= now) {
             self.in_grace.pop_front();
         }
-        let held = |at, id: &ExecutionId| {
-            self.executions.get(id).and_then(Execution::holder).is_some_and(|held| held.dispatched_at == at)
-        };
-        self.in_grace.iter().filter(|(at, id)| held(*at, id)).count()
     }
 }
 

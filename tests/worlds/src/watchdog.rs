@@ -17,7 +17,7 @@ use watchdog::{
     breaker::BreakerLimits,
     decide::{Judgement, Look, Verdict},
     effect,
-    facts::{Edge, Limits, Waiting},
+    facts::{Edge, Facts, Limits, Waiting},
     sight::Void,
     state::{Config, Looks, World},
     zombie::{ClaimFacts, ClaimVerdict, Known, judge_claim, retry_pause_ms},
@@ -248,31 +248,33 @@ impl Watchdog {
 
     async fn land(self: Rc<Self>, id: ExecutionId, attempt: u32) {
         let worked = self.work(&id).await;
-        let (judgement, retry) = match worked {
-            Ok(judgement) => (judgement, None),
+        let (judged, retry) = match worked {
+            Ok(judged) => (judged, None),
             Err(why) => {
                 self.stage.say(|| format!("watchdog {}: {id}: {why}", self.me));
                 (None, Some(self.stage.clock(self.me).plus_ms(RETRY_MS)))
             }
         };
-        self.with(|world, now| world.landed((&id, attempt), judgement, retry, now));
+        self.with(|world, now| world.landed((&id, attempt), judged, retry, now));
     }
 
-    async fn work(&self, id: &ExecutionId) -> Result<Option<Judgement>, String> {
+    async fn work(&self, id: &ExecutionId) -> Result<Option<(Judgement, Facts)>, String> {
         let mut looks = Looks::default();
         let mut first: Option<(u32, InstanceId)> = None;
         for _ in 0..STEPS_MAX {
             let judged = self.with(|world, now| {
                 let held = world.executions.get(id)?.holder()?.clone();
-                world.judge(id, &looks, now).map(|(judgement, _)| (judgement, held))
+                world.judge(id, &looks, now).map(|(judgement, facts)| (judgement, facts, held))
             });
-            let Some((judgement, held)) = judged else { return Ok(None) };
+            let Some((judgement, facts, held)) = judged else { return Ok(None) };
             let key = (held.number, held.instance_id.clone());
             if first.get_or_insert_with(|| key.clone()) != &key {
                 return Ok(None);
             }
             match judgement.verdict {
-                Verdict::Leave | Verdict::WaitUntil(_) | Verdict::Postpone(_) => return Ok(Some(judgement)),
+                Verdict::Leave | Verdict::WaitUntil(_) | Verdict::Postpone(_) => {
+                    return Ok(Some((judgement, facts)));
+                }
                 Verdict::Look(Look::Canary) => {
                     if !self.canary().await {
                         return Err("the canary did not come back".to_owned());

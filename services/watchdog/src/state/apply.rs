@@ -5,6 +5,7 @@ use rollcall_core::{
     event::{AgentEvent, DecodeError, Event, EventBody, ExecutionEvent, SystemEventKind},
     execution::{Attempt, Execution, State},
     subject::{EventSubject, Subjects},
+    wire::Outcome,
 };
 
 use super::{AgentEntry, World};
@@ -83,6 +84,15 @@ impl World {
                     return Err(Invalid::Mismatch);
                 }
                 self.apply_execution(id, seq, body, event.time, now)?;
+                match body {
+                    ExecutionEvent::Completed(done) if done.late => {
+                        self.hear_again(id, done.attempt, "completed")
+                    }
+                    ExecutionEvent::LateResult(late) if late.outcome == Outcome::Completed => {
+                        self.hear_again(id, late.attempt, "completed");
+                    }
+                    _ => {}
+                }
                 Ok(Applied::Execution(id.clone()))
             }
             (EventSubject::Agent(id), EventBody::Agent(body)) => {

@@ -5,7 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use rollcall_core::{
     AgentId, ExecutionId, Timestamp,
     event::RecoveryReason,
-    execution::{Execution, State},
+    execution::{Attempt, Execution, State},
+    wire::Outcome,
 };
 
 /// Ended executions that are remembered; the log knows the rest.
@@ -24,8 +25,13 @@ pub struct EndedNote {
     pub attempt: u32,
     /// Who held that attempt.
     pub agent_id: Option<AgentId>,
-    /// Why that attempt was recovered, if it was.
+    /// Why that attempt was recovered, if it was and its agent did not hand it back.
     pub recovered: Option<RecoveryReason>,
+}
+
+/// Why an attempt was recovered. What its agent handed back is no verdict.
+pub(super) fn verdict_on(attempt: &Attempt) -> Option<RecoveryReason> {
+    attempt.recovered.filter(|_| !attempt.reports.contains(&Outcome::Returned))
 }
 
 /// See the module.
@@ -45,7 +51,7 @@ impl Ended {
             at: execution.state_since,
             attempt: execution.attempt,
             agent_id: last.map(|a| a.agent_id.clone()),
-            recovered: last.and_then(|a| a.recovered),
+            recovered: last.and_then(verdict_on),
         };
         if self.notes.insert(execution.id().clone(), note).is_none() {
             self.order.push_back(execution.id().clone());

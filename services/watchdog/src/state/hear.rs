@@ -9,7 +9,7 @@ use rollcall_core::{
     wire::{Heartbeat, OwnedClaim},
 };
 
-use super::{AgentEntry, Ended, INSTANCES_MAX, World};
+use super::{AgentEntry, ENDED_KEPT_MAX, Ended, INSTANCES_MAX, World, ended::verdict_on};
 use crate::{
     claims::{Claims, Expectation},
     sight::Void,
@@ -184,12 +184,9 @@ impl World {
         };
         let odd = claims.list(owned, &expected, now);
         let agent = known.id.clone();
-        for (id, attempt) in &odd.new_extras {
-            if self.was_recovered_from(&agent, id, *attempt) {
-                self.counters.heard_again += 1;
-                metrics::counter!("rollcall_recovered_then_heard_total").increment(1);
-                tracing::warn!(execution_id = %id, attempt, agent_id = %agent,
-                    "an execution that was recovered for the silence of its agent is listed by that agent again");
+        for (id, attempt) in &odd.lasting_extras {
+            if self.holder_of(id, *attempt) == Some(&agent) {
+                self.hear_again(id, *attempt, "listed");
             }
         }
         for id in odd.missing.iter().chain(&odd.standing) {
@@ -200,24 +197,35 @@ impl World {
         }
     }
 
-    /// Whether this attempt was taken from this agent because of silence or a restart: hearing of it again says that
-    /// the verdict was wrong.
-    fn was_recovered_from(&self, agent: &AgentId, id: &ExecutionId, attempt: u32) -> bool {
-        let silence = |reason: RecoveryReason| {
-            matches!(
-                reason,
-                RecoveryReason::AgentLost | RecoveryReason::AgentRestarted | RecoveryReason::AgentGone
-            )
-        };
+    /// Who held an attempt.
+    fn holder_of(&self, id: &ExecutionId, attempt: u32) -> Option<&AgentId> {
         if let Some(execution) = self.executions.get(id) {
-            return execution
-                .attempt_numbered(attempt)
-                .is_some_and(|a| a.agent_id == *agent && a.recovered.is_some_and(silence));
+            return execution.attempt_numbered(attempt).map(|held| &held.agent_id);
         }
-        self.ended.get(id).is_some_and(|note| {
-            note.attempt == attempt
-                && note.agent_id.as_ref() == Some(agent)
-                && note.recovered.is_some_and(silence)
-        })
+        self.ended.get(id).filter(|note| note.attempt == attempt)?.agent_id.as_ref()
+    }
+
+    /// Why an attempt was recovered, if it was. What its agent handed back is no verdict.
+    fn recovered_as(&self, id: &ExecutionId, attempt: u32) -> Option<RecoveryReason> {
+        if let Some(execution) = self.executions.get(id) {
+            return execution.attempt_numbered(attempt).and_then(verdict_on);
+        }
+        self.ended.get(id).filter(|note| note.attempt == attempt)?.recovered
+    }
+
+    /// An attempt goes on or completed after it was recovered: a wrong verdict, whatever its reason. Each counts once.
+    pub(super) fn hear_again(&mut self, id: &ExecutionId, attempt: u32, how: &'static str) {
+        let Some(reason) = self.recovered_as(id, attempt).filter(|_| self.sight.caught_up()) else { return };
+        // As many as ended executions are remembered; beyond that one may count twice.
+        if self.heard_again.len() >= ENDED_KEPT_MAX {
+            self.heard_again.clear();
+        }
+        if !self.heard_again.insert((id.clone(), attempt)) {
+            return;
+        }
+        self.counters.heard_again += 1;
+        metrics::counter!("rollcall_recovered_then_heard_total", "reason" => reason.as_str()).increment(1);
+        tracing::warn!(execution_id = %id, attempt, reason = reason.as_str(), how,
+            "an execution that was recovered is heard of again");
     }
 }

@@ -4,7 +4,10 @@ use rollcall_core::{
     agent::Status,
     event::{Queued, RecoveryReason},
 };
-use watchdog::matrix::Row;
+use watchdog::{
+    decide::{Verdict, judge},
+    matrix::{Row, SAMPLE_LIMITS, sample},
+};
 
 use crate::sim::{Begun, HOUR, LIMITS, Sim, Truth, agent, execution, t};
 
@@ -80,7 +83,7 @@ fn a_suspension_holds_up_a_replaced_instance_up_to_the_net() {
 fn a_replaced_instance_keeps_its_own_interval_over_a_restart_of_ours() {
     for is_known in [true, false] {
         let mut sim = Sim::empty();
-        let slow_ms = 60_000;
+        let slow_ms = if is_known { 20_000 } else { 60_000 };
         if is_known {
             sim.register("i-1", slow_ms);
         } else {
@@ -97,7 +100,7 @@ fn a_replaced_instance_keeps_its_own_interval_over_a_restart_of_ours() {
         sim.advance(slow_ms * 7 / 2 - 100);
         assert!(sim.is_untouched(), "{:?} ms after our start", sim.recovered[0].2.since_ms(up));
         sim.advance(200);
-        assert_eq!(sim.recovered[0].0, RecoveryReason::AgentRestarted);
+        assert_eq!(sim.recovered[0].0, RecoveryReason::AgentRestarted, "known: {is_known}");
     }
 }
 
@@ -114,14 +117,26 @@ fn a_silent_agent_that_answers_is_never_ended_for_its_silence() {
     sim.world.log_suspended = true;
     sim.advance(LIMITS.stale_after_ms * 3);
     assert!(sim.is_untouched(), "{:?}", sim.recovered);
+    let answered_at = sim.world.troubles[&execution()].vouched_at.unwrap();
     // It answers no more: asked before it is ended, and only if we see.
     sim.truth = Truth::Mute;
+    let net = answered_at.plus_ms(LIMITS.lost_after_ms + LIMITS.stale_after_ms);
+    sim.advance(net.since_ms(sim.now) - 100);
+    assert!(sim.is_untouched(), "{:?}", sim.recovered);
     sim.canary = false;
-    sim.advance(LIMITS.lost_after_ms + LIMITS.stale_after_ms + 1_000);
+    sim.advance(1_000);
     assert!(sim.is_untouched(), "{:?}", sim.recovered);
     sim.canary = true;
     sim.advance(1_000);
     assert_eq!(sim.recovered[0].0, RecoveryReason::Stale);
+}
+
+#[test]
+fn lists_from_before_it_was_dispatched_again_are_no_absence_inside_the_new_grace() {
+    let (mut facts, now) = sample(Row::Orphaned);
+    assert!(matches!(judge(&facts, &SAMPLE_LIMITS, now).verdict, Verdict::Recover(_)));
+    facts.dispatched_at = now;
+    assert_eq!(judge(&facts, &SAMPLE_LIMITS, now).row, Row::InGrace);
 }
 
 #[test]

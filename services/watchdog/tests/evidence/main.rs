@@ -6,8 +6,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod away;
+mod heard;
 mod net;
 mod properties;
+mod report;
 mod sim;
 
 use std::collections::BTreeSet;
@@ -380,4 +382,14 @@ fn an_entry_that_is_no_event_changes_nothing_but_the_sequence() {
     let after = &sim.world.executions[&execution()];
     assert_eq!((after.seq, after.state), (sim.seq + 1, before.state), "the next append has to name it");
     assert_eq!(sim.world.counters.invalid, 1);
+}
+
+#[test]
+fn the_page_for_operators_says_what_to_do_for_each_reason() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/OPERATIONS.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let section = page.split("## What to do for each reason").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let told: BTreeSet<&str> = rows.collect();
+    assert_eq!(told, RecoveryReason::ALL.map(RecoveryReason::as_str).into_iter().collect());
 }

@@ -320,7 +320,7 @@ impl Sim {
             let (mut last, mut retry_at) = (None, None);
             for _ in 0..10 {
                 let Some((judgement, facts)) = self.world.judge(&id, &looks, self.now) else { break };
-                last = Some(judgement);
+                last = Some((judgement, facts.clone()));
                 match judgement.verdict {
                     Verdict::Leave | Verdict::WaitUntil(_) | Verdict::Postpone(_) => break,
                     Verdict::Look(Look::Canary) if !self.canary => {
@@ -354,7 +354,7 @@ impl Sim {
                         let loss = effect::loss(execution, held, &finding, &facts, json!({}), self.now);
                         let event = execution.lose(loss).unwrap();
                         self.recovered.push((finding.reason, finding.terminate, self.now));
-                        self.execution(event);
+                        self.execution_event(id.as_str(), event);
                         last = None;
                         break;
                     }
