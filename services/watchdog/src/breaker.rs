@@ -1,8 +1,11 @@
 //! Two brakes on recoveries for silence: the mass-failure breaker and the rate limit. Pure.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-use rollcall_core::{AgentId, Timestamp, agent::Status};
+use rollcall_core::{
+    AgentId, Timestamp,
+    agent::{Agent, Status},
+};
 
 /// Settings of the breaker.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,37 +23,82 @@ pub struct BreakerLimits {
 pub struct Count {
     /// Fell silent inside the window and still are.
     pub silent: usize,
-    /// Those, and all that are not silent now: the ones that were connected when the window began (an agent that
-    /// registered inside the window counts as well, or a young fleet would have no breaker).
+    /// Those, and all that are not silent, and those that left inside the window: the ones that were connected when
+    /// the window began. An agent that registered inside the window and is there counts as well, or a young fleet
+    /// would have no breaker.
     pub of: usize,
 }
 
-/// Which agents are silent since when, fed from the log.
+/// How an agent that is not there any more left the fleet.
+#[derive(Debug)]
+struct Left {
+    /// When it was heard last: its goodbye, or the beginning of the silence that it was given up for.
+    at: Timestamp,
+    /// When the instance that left had come.
+    came_at: Timestamp,
+}
+
+/// Which agents are silent since when, fed from the log. Agents that an operator drains are in no number: they may be
+/// switched off on purpose, and `draining` hides whether they are heard.
 #[derive(Debug, Default)]
 pub struct Breaker {
     since: HashMap<AgentId, Timestamp>,
     order: BTreeSet<(Timestamp, AgentId)>,
-    connected: HashMap<AgentId, ()>,
+    connected: HashSet<AgentId>,
+    left: HashMap<AgentId, Left>,
+    left_order: BTreeSet<(Timestamp, AgentId)>,
+    /// When the first agent of this fleet was heard of.
+    first_at: Option<Timestamp>,
+    /// Somebody fell silent since recovery was resumed last.
+    fell: bool,
 }
 
 impl Breaker {
-    /// An agent's status by the log. `silent_since` with a silent status.
-    pub fn agent(&mut self, id: &AgentId, status: Option<Status>, silent_since: Option<Timestamp>) {
-        if let Some(old) = self.since.remove(id) {
+    /// An agent as the log has it now, after an event of that time.
+    pub fn agent(&mut self, agent: &Agent, time: Timestamp) {
+        let id = &agent.id;
+        self.first_at.get_or_insert(time);
+        let was_silent_since = self.since.remove(id);
+        if let Some(old) = was_silent_since {
             self.order.remove(&(old, id.clone()));
         }
-        self.connected.remove(id);
-        match (status, silent_since) {
-            // Gone is a decision of the agent or of time, not a failure. Never heard of is nothing.
-            (None | Some(Status::Gone), _) => {}
+        let was_heard = self.connected.remove(id);
+        let left = self.left.remove(id);
+        if let Some(left) = &left {
+            self.left_order.remove(&(left.at, id.clone()));
+        }
+        if agent.operator_drain.is_some() {
+            return;
+        }
+        match (agent.status, agent.silent_since) {
+            // Never heard of is nothing.
+            (None, _) => {}
+            // Gone is a decision of the agent or of time, not a failure.
+            (Some(Status::Gone), _) => {
+                let counted = was_heard || was_silent_since.is_some();
+                let news = || Left {
+                    at: was_silent_since.unwrap_or(time),
+                    came_at: agent.registered_at.unwrap_or(time),
+                };
+                if let Some(left) = left.or_else(|| counted.then(news)) {
+                    self.left_order.insert((left.at, id.clone()));
+                    self.left.insert(id.clone(), left);
+                }
+            }
             (Some(status), Some(since)) if status.is_silent() => {
+                self.fell |= was_silent_since != Some(since);
                 self.since.insert(id.clone(), since);
                 self.order.insert((since, id.clone()));
             }
             (Some(_), _) => {
-                self.connected.insert(id.clone(), ());
+                self.connected.insert(id.clone());
             }
         }
+    }
+
+    /// Recovery was resumed: who is silent now does not suspend it again alone.
+    pub const fn resumed(&mut self) {
+        self.fell = false;
     }
 
     /// The count now.
@@ -58,9 +106,15 @@ impl Breaker {
     pub fn count(&self, limits: &BreakerLimits, now: Timestamp) -> Count {
         let window = i64::try_from(limits.window_ms).unwrap_or(i64::MAX);
         let start = Timestamp::from_millis(now.as_millis().saturating_sub(window));
-        // From the newest back: agents that are silent for longer cost nothing.
+        // From the newest back: agents that are silent or away for longer cost nothing.
         let silent = self.order.iter().rev().take_while(|(since, _)| *since >= start).count();
-        Count { silent, of: silent + self.connected.len() }
+        // One that came and went inside the window was not there when it began, or a fleet of agents that live for
+        // seconds would always be large. As long as the whole fleet is younger, all of them count.
+        let is_young = self.first_at.is_none_or(|first| first > start);
+        let left = self.left_order.iter().rev().take_while(|(at, _)| *at >= start);
+        let there = |id: &AgentId| is_young || self.left.get(id).is_some_and(|left| left.came_at <= start);
+        let left = left.filter(|(_, id)| there(id)).count();
+        Count { silent, of: silent + self.connected.len() + left }
     }
 
     /// Whether so many at once are a failure of something else.
@@ -72,11 +126,21 @@ impl Breaker {
         count.silent >= limits.min_agents.max(1) && share >= limits.fraction
     }
 
-    /// When the present fall leaves the window: the earliest instant at which the breaker may close by itself.
+    /// Whether recovery is to be suspended now, or to stay so if it is.
+    ///
+    /// It takes somebody who fell silent since it was resumed last: of several watchdogs whose clocks differ a little
+    /// one closes the breaker first, and the others don't open it again for the same silences. And it stays suspended
+    /// while nobody at all is heard, however long ago they fell silent: nothing tells then that they are dead.
     #[must_use]
-    pub fn next_change(&self, limits: &BreakerLimits, now: Timestamp) -> Option<Timestamp> {
-        let leaves = |since: &Timestamp| since.plus_ms(limits.window_ms.saturating_add(1));
-        self.order.iter().map(|(since, _)| leaves(since)).find(|at| *at > now)
+    pub fn holds(&self, suspended: bool, limits: &BreakerLimits, now: Timestamp) -> bool {
+        let tripped = (suspended || self.fell) && Self::is_tripped(self.count(limits, now), limits);
+        tripped || (suspended && self.nobody_is_heard())
+    }
+
+    /// Whether all agents that count are silent.
+    #[must_use]
+    pub fn nobody_is_heard(&self) -> bool {
+        self.connected.is_empty() && !self.since.is_empty()
     }
 }
 
@@ -117,51 +181,188 @@ impl RateLimit {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+    use rollcall_core::agent::Drain;
+
+    use super::*;
 
     const LIMITS: BreakerLimits = BreakerLimits { fraction: 0.5, min_agents: 3, window_ms: 60_000 };
-
-    fn id(n: usize) -> AgentId {
-        AgentId::new(&format!("a{n}")).unwrap()
-    }
 
     fn t(ms: i64) -> Timestamp {
         Timestamp::from_millis(ms)
     }
 
+    /// When the fleets of these tests began: long before any window.
+    const LONG_AGO: i64 = -HOUR;
+    const HOUR: i64 = 3_600_000;
+
+    fn agent(n: usize, status: Status) -> Agent {
+        let mut agent = Agent::unknown(AgentId::new(&format!("a{n}")).unwrap());
+        agent.status = Some(status);
+        agent.registered_at = Some(t(LONG_AGO));
+        agent
+    }
+
+    fn silent(n: usize, since: i64) -> Agent {
+        Agent { silent_since: Some(t(since)), ..agent(n, Status::Disconnected) }
+    }
+
+    fn drained(agent: Agent) -> Agent {
+        let drain = Drain { reason: "night".to_owned(), since: t(0), deadline: None };
+        Agent { operator_drain: Some(drain), ..agent }
+    }
+
+    /// So many agents that are heard, for long.
+    fn fleet(agents: usize) -> Breaker {
+        let mut breaker = Breaker::default();
+        for n in 0..agents {
+            breaker.agent(&agent(n, Status::Connected), t(LONG_AGO));
+        }
+        breaker
+    }
+
+    fn trips(breaker: &Breaker, now: i64) -> bool {
+        breaker.holds(false, &LIMITS, t(now))
+    }
+
+    fn stays(breaker: &Breaker, now: i64) -> bool {
+        breaker.holds(true, &LIMITS, t(now))
+    }
+
     #[test]
     fn half_of_the_fleet_at_once_trips_it_and_time_or_their_return_closes_it() {
-        let mut breaker = Breaker::default();
-        for n in 0..6 {
-            breaker.agent(&id(n), Some(Status::Connected), None);
-        }
-        let tripped = |b: &Breaker, now| Breaker::is_tripped(b.count(&LIMITS, now), &LIMITS);
+        let mut breaker = fleet(6);
         for n in 0..2 {
-            breaker.agent(&id(n), Some(Status::Disconnected), Some(t(1_000)));
-            assert!(!tripped(&breaker, t(1_000)));
+            breaker.agent(&silent(n, 1_000), t(1_000));
+            assert!(!trips(&breaker, 1_000));
         }
-        breaker.agent(&id(2), Some(Status::Error), Some(t(2_000)));
+        breaker.agent(&silent(2, 2_000), t(2_000));
         assert_eq!(breaker.count(&LIMITS, t(2_000)), Count { silent: 3, of: 6 });
-        assert!(tripped(&breaker, t(2_000)));
-        assert_eq!(breaker.next_change(&LIMITS, t(2_000)), Some(t(61_001)));
-        assert!(tripped(&breaker, t(61_000)));
-        assert!(!tripped(&breaker, t(61_001)), "the window moved on");
-        breaker.agent(&id(0), Some(Status::Connected), None);
-        assert!(!tripped(&breaker, t(3_000)), "one came back");
+        assert!(trips(&breaker, 2_000));
+        assert!(stays(&breaker, 61_000));
+        assert!(!stays(&breaker, 61_001), "the window moved on");
+        breaker.agent(&agent(0, Status::Connected), t(3_000));
+        assert!(!stays(&breaker, 3_000), "one came back");
+    }
+
+    #[test]
+    fn while_nobody_at_all_is_heard_it_stays_open_and_the_first_word_brings_the_rule_back() {
+        let mut breaker = fleet(4);
+        for n in 0..4 {
+            breaker.agent(&silent(n, 1_000), t(1_000));
+        }
+        assert!(trips(&breaker, 1_000));
+        for now in [61_001, 600_000, HOUR] {
+            assert!(stays(&breaker, now), "{now}");
+            assert!(!trips(&breaker, now), "what fell silent before the window opens nothing");
+        }
+        assert!(breaker.nobody_is_heard());
+        // Another instance, or another agent.
+        breaker.agent(&agent(9, Status::Connected), t(HOUR));
+        assert!(!stays(&breaker, HOUR));
+        breaker.agent(&silent(9, 2 * HOUR), t(2 * HOUR));
+        assert!(stays(&breaker, 2 * HOUR));
+        // Nobody is left to be heard: an operator gave them up.
+        for n in [0, 1, 2, 3, 9] {
+            breaker.agent(&agent(n, Status::Gone), t(3 * HOUR));
+        }
+        assert!(!stays(&breaker, 3 * HOUR));
+    }
+
+    #[test]
+    fn who_left_inside_the_window_was_connected_at_its_start() {
+        let mut breaker = fleet(7);
+        for n in 0..4 {
+            breaker.agent(&agent(n, Status::Gone), t(1_000));
+        }
+        for n in 4..7 {
+            breaker.agent(&silent(n, 2_000), t(2_000));
+        }
+        assert_eq!(breaker.count(&LIMITS, t(2_000)), Count { silent: 3, of: 7 });
+        assert!(!trips(&breaker, 2_000));
+        // Given up after its silence: it left when that began.
+        breaker.agent(&agent(4, Status::Gone), t(50_000));
+        assert_eq!(breaker.count(&LIMITS, t(50_000)), Count { silent: 2, of: 7 });
+        assert_eq!(breaker.count(&LIMITS, t(61_001)), Count { silent: 2, of: 3 });
+        assert_eq!(breaker.count(&LIMITS, t(62_001)), Count { silent: 0, of: 0 });
+        breaker.agent(&agent(0, Status::Connected), t(50_000));
+        assert_eq!(
+            breaker.count(&LIMITS, t(50_000)),
+            Count { silent: 2, of: 7 },
+            "it is back, and one still"
+        );
+    }
+
+    #[test]
+    fn who_only_came_and_went_inside_the_window_was_not_unless_the_fleet_is_that_young() {
+        for (first_at, of) in [(LONG_AGO, 4), (0, 24)] {
+            let mut breaker = Breaker::default();
+            breaker.agent(
+                &Agent { registered_at: Some(t(first_at)), ..agent(0, Status::Connected) },
+                t(first_at),
+            );
+            for n in 1..21 {
+                let passes = |status| Agent { registered_at: Some(t(500)), ..agent(n, status) };
+                breaker.agent(&passes(Status::Connected), t(500));
+                breaker.agent(&passes(Status::Gone), t(1_000));
+            }
+            for n in 0..3 {
+                breaker.agent(&silent(100 + n, 2_000), t(2_000));
+            }
+            breaker.agent(&silent(0, 2_000), t(2_000));
+            assert_eq!(breaker.count(&LIMITS, t(2_000)), Count { silent: 4, of }, "{first_at}");
+        }
+    }
+
+    #[test]
+    fn who_is_drained_by_an_operator_is_in_neither_number() {
+        let mut breaker = fleet(6);
+        for n in 0..5 {
+            breaker.agent(&drained(agent(n, Status::Draining)), t(500));
+        }
+        assert_eq!(breaker.count(&LIMITS, t(500)), Count { silent: 0, of: 1 });
+        for n in 0..5 {
+            breaker.agent(&drained(silent(n, 1_000)), t(1_000));
+        }
+        assert_eq!(breaker.count(&LIMITS, t(1_000)), Count { silent: 0, of: 1 });
+        assert!(!trips(&breaker, 1_000));
+        // Drained or not is asked now: those that are not any more, and are silent, fell like the others.
+        for n in 0..3 {
+            breaker.agent(&silent(n, 1_000), t(2_000));
+        }
+        assert_eq!(breaker.count(&LIMITS, t(2_000)), Count { silent: 3, of: 4 });
+        assert!(trips(&breaker, 2_000));
+    }
+
+    #[test]
+    fn what_somebody_resumed_is_suspended_again_only_for_a_new_silence() {
+        let mut breaker = fleet(8);
+        for n in 0..4 {
+            breaker.agent(&silent(n, 1_000), t(1_000));
+        }
+        assert!(trips(&breaker, 30_000));
+        breaker.resumed();
+        assert!(!trips(&breaker, 30_000), "another clock said that the window has passed");
+        for n in 0..4 {
+            let error = Agent { status: Some(Status::Error), ..silent(n, 1_000) };
+            breaker.agent(&error, t(30_000));
+        }
+        assert!(!trips(&breaker, 30_000), "the same silences");
+        breaker.agent(&silent(4, 31_000), t(31_000));
+        assert!(trips(&breaker, 31_000));
     }
 
     #[test]
     fn small_fleets_and_farewells_never_trip_it() {
         let mut breaker = Breaker::default();
         for n in 0..2 {
-            breaker.agent(&id(n), Some(Status::Disconnected), Some(t(5)));
+            breaker.agent(&silent(n, 5), t(5));
         }
-        assert!(!Breaker::is_tripped(breaker.count(&LIMITS, t(6)), &LIMITS), "two of two, three are needed");
+        assert!(!trips(&breaker, 6), "two of two, three are needed");
         for n in 0..9 {
-            breaker.agent(&id(n), Some(Status::Gone), None);
+            breaker.agent(&agent(n, Status::Gone), t(6));
         }
-        assert_eq!(breaker.count(&LIMITS, t(6)), Count::default());
+        assert_eq!(breaker.count(&LIMITS, t(6)).silent, 0);
     }
 
     proptest! {

@@ -64,7 +64,8 @@ pub async fn run_cycle(shared: &Shared, dry_run: bool) -> Option<CycleReport> {
             "failed": report.since_last.failed,
             "errors": errors,
         });
-        shared.say(SystemEventKind::RecoveryFailing, data).await;
+        let expected = shared.with(|world, _| world.system_seq);
+        shared.say(SystemEventKind::RecoveryFailing, data, expected).await;
     }
     Some(report)
 }

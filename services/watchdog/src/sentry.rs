@@ -146,13 +146,17 @@ pub async fn watch_breaker(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(BREAKER_INTERVAL) => {}
         }
-        let (seeing, tripped, logged, count) = shared.with(|world, now| {
+        let (seeing, tripped, logged, count, expected, backlog_ms) = shared.with(|world, now| {
             if world.sight.caught_up() {
                 world.check_breaker(now);
             }
-            (world.sight.since().is_some(), world.is_tripped(), world.log_suspended, world.silence(now))
+            let (count, backlog_ms) = (world.silence(now), world.rate_backlog_ms(now));
+            let seeing = world.sight.since().is_some();
+            (seeing, world.is_tripped(), world.log_suspended, count, world.system_seq, backlog_ms)
         });
         metrics::gauge!("rollcall_recovery_suspended").set(if tripped || logged { 1.0 } else { 0.0 });
+        metrics::gauge!("rollcall_recovery_backlog_seconds")
+            .set(Duration::from_millis(backlog_ms).as_secs_f64());
         if !seeing || tripped == logged {
             continue;
         }
@@ -164,7 +168,7 @@ pub async fn watch_breaker(shared: Arc<Shared>, stop: CancellationToken) {
         });
         let kind =
             if tripped { SystemEventKind::RecoverySuspended } else { SystemEventKind::RecoveryResumed };
-        shared.say(kind, data).await;
+        shared.say(kind, data, expected).await;
     }
 }
 

@@ -112,9 +112,10 @@ impl Shared {
         Ok(appended)
     }
 
-    /// Appends an event about this service. A conflict means that another replica spoke first.
-    pub async fn say(&self, kind: SystemEventKind, data: serde_json::Value) {
-        let (expected, now) = self.with(|world, now| (world.system_seq, now));
+    /// Appends an event about this service, decided when `expected` was the last one. A conflict means that another
+    /// replica spoke first.
+    pub async fn say(&self, kind: SystemEventKind, data: serde_json::Value, expected: u64) {
+        let now = self.now();
         let subject = self.subjects.system_event(crate::SERVICE);
         let body = SystemEvent { kind, data };
         match self.append(&subject, crate::SERVICE, body.into(), expected, now).await {

@@ -348,6 +348,11 @@ impl World {
             Some(trouble) => {
                 trouble.row = row;
                 trouble.decided = None;
+                // A turn that could not be taken when it came is over, or all that passed while we were blind, or
+                // suspended, or their agents answered, would be recovered at once.
+                if !matches!(row, Row::AgentLost | Row::RateLimited) {
+                    trouble.turn_at = None;
+                }
             }
             None if is_plain(row) => return,
             None => {
@@ -404,6 +409,10 @@ impl World {
         if let Some(trouble) = self.troubles.get_mut(id).filter(|t| t.attempt == attempt) {
             trouble.in_flight = false;
             changed = std::mem::take(&mut trouble.changed);
+            // Its turn is over: those that failed together wait in line again.
+            if retry_at.is_some() {
+                trouble.turn_at = None;
+            }
         }
         match judged.filter(|(j, _)| !changed && !j.verdict.is_work() && self.executions.contains_key(id)) {
             // Judged without what was looked up it would only be looked up again at once.
@@ -517,20 +526,26 @@ impl World {
         }
     }
 
-    /// Looks at the breaker; returns when to look again by itself.
-    pub fn check_breaker(&mut self, now: Timestamp) -> Option<Timestamp> {
+    /// Looks at the breaker.
+    pub fn check_breaker(&mut self, now: Timestamp) {
         self.breaker_dirty = false;
         let was = self.is_suspended();
-        self.tripped = Breaker::is_tripped(self.silence(now), &self.config.breaker);
+        self.tripped = self.breaker.holds(was, &self.config.breaker, now);
         // A suspension that is in nobody's log yet ends the same way as one that is.
         if was && !self.is_suspended() {
             self.resume(now);
         }
-        let open = self.is_suspended();
-        open.then(|| self.breaker.next_change(&self.config.breaker, now)).flatten()
+    }
+
+    /// Whether recovery stays suspended because all agents that count are silent.
+    #[must_use]
+    pub fn nobody_is_heard(&self) -> bool {
+        self.breaker.nobody_is_heard()
     }
 
     fn resume(&mut self, now: Timestamp) {
+        self.tripped = false;
+        self.breaker.resumed();
         self.resumed_at = now;
         self.settle_postponed(now);
     }

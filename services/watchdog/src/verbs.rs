@@ -68,6 +68,7 @@ fn status(shared: &Shared, request: &ApiRequest) -> Result<Value, Refusal> {
                 "since": world.suspended_at,
                 "silent": count.silent,
                 "of": count.of,
+                "nobody_is_heard": world.nobody_is_heard(),
                 "fraction": world.config.breaker.fraction,
                 "min_agents": world.config.breaker.min_agents,
                 "window_ms": world.config.breaker.window_ms,

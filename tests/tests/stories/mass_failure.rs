@@ -53,8 +53,15 @@ async fn system_event(fleet: &Fleet, kind: &str) -> Value {
     .await
 }
 
+/// How long silence takes to be lost, and the breaker's window: by default they are the same, too.
+const WINDOW: Duration = Duration::from_secs(4);
+
 async fn cut_from_all_agents(how: Flow) {
-    let fleet = Fleet::start().await;
+    let window_ms = WINDOW.as_millis();
+    let options = Options::default()
+        .env("ROLLCALL_BREAKER_WINDOW_MS", window_ms)
+        .env("ROLLCALL_LOST_AFTER_MS", window_ms);
+    let fleet = Fleet::start_with(options).await;
     let proxy = Proxy::start(Upstream::Port(fleet.nats.port()), &[]).await;
     let options = BusOptions {
         url: format!("nats://{}", proxy.address()),
@@ -69,15 +76,18 @@ async fn cut_from_all_agents(how: Flow) {
         fleet.status(&agent.id, "error", SOON).await;
     }
     system_event(&fleet, "recovery_suspended").await;
-    // Several times lost_after, which is a second.
-    lasts("nothing is recovered", Duration::from_secs(4), || async {
+    // Until the window has moved on several times, and lost_after has passed as often.
+    lasts("nothing is recovered", 4 * WINDOW, || async {
         let found = fleet.events_of("execution.recovered").await;
         if found.is_empty() { Ok(()) } else { Err(found) }
     })
     .await;
+    assert_eq!(fleet.events_of("system.recovery_resumed").await, Vec::<Value>::new());
     let explained = fleet.api("explain", json!({"execution_id": agents[0].1[0]})).await;
     let waits = explained.expect("the watchdog explains what it knows");
     assert_eq!(waits["row"], "suspended", "{waits}");
+    let status = fleet.api("watchdog.status", json!({})).await.unwrap();
+    assert_eq!(status["breaker"]["nobody_is_heard"], true, "{status}");
     proxy.set(Flow::Open);
     for (agent, _) in &agents {
         fleet.status(&agent.id, "connected", SOON).await;
@@ -139,9 +149,18 @@ async fn half_the_fleet_killed_at_once() {
     assert!(lost.iter().all(|l| named.iter().any(|n| n["execution_id"] == l.as_str())), "{report}");
     let status = fleet.api("watchdog.status", json!({})).await.unwrap();
     assert_eq!(status["breaker"]["suspended"], true, "{status}");
+    assert_eq!((&status["breaker"]["silent"], &status["breaker"]["of"]), (&json!(4), &json!(8)), "{status}");
+    assert_eq!(status["breaker"]["nobody_is_heard"], false, "{status}");
+    assert_eq!(status["rate_limit"]["per_second"], RATE, "{status}");
+    assert_eq!(fleet.metric("watchdog", "rollcall_recovery_suspended").await, Ok(Some(1.0)));
     assert_eq!(fleet.events_of("execution.recovered").await, Vec::<Value>::new());
     // The window moves on: they are dead, not cut off.
     let resumed = system_event(&fleet, "recovery_resumed").await;
+    until("the line of the rate limit to be seen", SOON, || async {
+        let backlog = fleet.metric("watchdog", "rollcall_recovery_backlog_seconds").await?;
+        if backlog.is_some_and(|seconds| seconds > 0.0) { Ok(()) } else { Err(format!("{backlog:?}")) }
+    })
+    .await;
     let mut times = Vec::new();
     for execution in &lost {
         let event = fleet.event(execution, "execution.recovered", SOON).await;

@@ -246,8 +246,7 @@ impl World {
             entry.keep_interval(&profile.instance_id, self.config.limits.interval_ms);
         }
         entry.agent.evolve(seq, event, time);
-        let (status, silent_since) = (entry.agent.status, entry.agent.silent_since);
-        self.breaker.agent(id, status, silent_since);
+        self.breaker.agent(&entry.agent, time);
         self.breaker_dirty = true;
         self.settle_held(id, now);
     }
@@ -262,9 +261,7 @@ impl World {
             SystemEventKind::RecoveryResumed => {
                 self.log_suspended = false;
                 self.suspended_at = None;
-                if self.sight.caught_up() {
-                    self.resume(now);
-                }
+                self.resume(now);
             }
             _ => {}
         }
