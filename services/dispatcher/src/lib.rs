@@ -22,3 +22,11 @@ mod verbs;
 mod watch;
 
 pub use run::run;
+
+/// The program, for its own main and for tests.
+pub const PROGRAM: rollcall_service::Program = rollcall_service::Program {
+    name: "dispatcher",
+    about: "Admits executions into per-agent slots and queues, dispatches them and takes in reports.",
+    version: env!("CARGO_PKG_VERSION"),
+    conditions: &["nats", "streams", "redis", "replay", "reconcile"],
+};

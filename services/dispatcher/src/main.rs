@@ -2,14 +2,8 @@
 
 use std::process::ExitCode;
 
-use rollcall_service::{Program, run_main};
+use rollcall_service::run_main;
 
 fn main() -> ExitCode {
-    let program = Program {
-        name: "dispatcher",
-        about: "Admits executions into per-agent slots and queues, dispatches them and takes in reports.",
-        version: env!("CARGO_PKG_VERSION"),
-        conditions: &["nats", "streams", "redis", "replay", "reconcile"],
-    };
-    run_main(program, dispatcher::run)
+    run_main(dispatcher::PROGRAM, dispatcher::run)
 }

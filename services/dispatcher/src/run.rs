@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use rollcall_capacity::{Capacity, RedisCapacity};
-use rollcall_core::{Prefix, subject::Subjects, time::SystemClock};
+use rollcall_core::{Prefix, subject::Subjects};
 use rollcall_nats::{Bus, EventLog, TailError, ensure_streams};
 use rollcall_service::Context;
 use tokio_util::sync::CancellationToken;
@@ -63,8 +63,11 @@ async fn life(context: &Context, bus: &Bus, capacity: &RedisCapacity) -> anyhow:
     streams_exist(context, bus).await?;
     readiness.set("streams", true);
     let subjects = Subjects::new(Prefix::new(&context.settings.prefix)?);
-    let clock = Arc::new(SystemClock::new());
-    let ledger = Ledger::new(EventLog::new(bus), subjects.clone(), &context.instance_id.to_string(), clock);
+    let log = EventLog::new(bus);
+    // Deadlines are written on this clock, and judged by others.
+    context.set_clock(&log).await;
+    let clock = Arc::clone(&context.clock);
+    let ledger = Ledger::new(log.clone(), subjects.clone(), &context.instance_id.to_string(), clock);
     let cancel = context.shutdown.child_token();
     let dispatcher = Dispatcher::new(Parts {
         ledger,
@@ -97,6 +100,7 @@ async fn life(context: &Context, bus: &Bus, capacity: &RedisCapacity) -> anyhow:
             Err(panicked) => Err(panicked.into()),
         },
         () = working => Ok(()),
+        () = context.keep_clock(log) => Ok(()),
     };
     cancel.cancel();
     api.drain(FINISH_TIMEOUT).await;

@@ -1,8 +1,10 @@
 //! The verbs: `agents`, `agent`, `drain`, `undrain`, `goodbye`, `forget`.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use rollcall_core::agent::Status;
-use rollcall_core::time::Clock;
+use rollcall_core::time::{Clock, SystemClock};
 use rollcall_core::wire::{AgentRequest, ApiError, ErrorCode, Goodbye, GoodbyeReason, InFlight};
 use rollcall_core::{AgentId, InstanceId, Pool};
 use rollcall_nats::{ApiHandle, ApiOptions, ApiRequest, ApiServer, Bus, Entry, RequestError, SubscribeError};
@@ -76,10 +78,11 @@ pub(crate) async fn serve(
     bus: &Bus,
     reach: Reach,
     inputs: mpsc::Sender<Input>,
+    clock: Arc<SystemClock>,
 ) -> Result<ApiHandle, SubscribeError> {
     let mut options = ApiOptions::new("rollcall-health-prober", env!("CARGO_PKG_VERSION"));
     "Who is alive: agents, their status and drains.".clone_into(&mut options.description);
-    let verbs = Verbs { reach, inputs };
+    let verbs = Verbs { reach, inputs, clock };
     let mut server = ApiServer::new(bus, options);
     for verb in ["agents", "agent", "drain", "undrain", "goodbye", "forget"] {
         let verbs = verbs.clone();
@@ -103,6 +106,7 @@ fn outward(error: &ApiError) -> rollcall_nats::ApiError {
 struct Verbs {
     reach: Reach,
     inputs: mpsc::Sender<Input>,
+    clock: Arc<SystemClock>,
 }
 
 impl Verbs {
@@ -124,7 +128,7 @@ impl Verbs {
         match verb {
             "agent" => encode(&view),
             "drain" => {
-                let now = rollcall_core::time::SystemClock::new().now();
+                let now = self.clock.now();
                 let deadline = asked.deadline_ms.map(|millis| now.plus_ms(millis));
                 self.wish(id, Wish::Drain { reason: reason("drain"), deadline }).await
             }

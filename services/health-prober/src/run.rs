@@ -1,5 +1,6 @@
 //! Starting and ending.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rollcall_core::Prefix;
@@ -61,9 +62,11 @@ async fn life(context: &Context, bus: &Bus, config: &Config, bounds: Bounds) -> 
     if context.shutdown.is_cancelled() {
         return Ok(());
     }
+    let log = EventLog::new(bus);
+    context.set_clock(&log).await;
     let reach = Reach {
         bus: bus.clone(),
-        log: EventLog::new(bus),
+        log,
         subjects: Subjects::new(Prefix::new(&context.settings.prefix)?),
         source: context.event_source(),
     };
@@ -77,12 +80,12 @@ async fn life(context: &Context, bus: &Bus, config: &Config, bounds: Bounds) -> 
         log: follow(reach.log.tail(0, [reach.subjects.all_agent_events().as_str()])),
         inputs,
     };
-    let api = api::serve(bus, reach.clone(), sender.clone()).await?;
+    let api = api::serve(bus, reach.clone(), sender.clone(), Arc::clone(&context.clock)).await?;
     let losing = tokio::spawn(losses::follow(reach.log.clone(), reach.subjects.clone(), sender.clone()));
     let filing =
         config.agents_file.clone().map(|path| tokio::spawn(agents_file::follow(path, sender.clone())));
     let (scheduler, stop_probes) = probes(config, bounds, &reach, &sender);
-    let shell = Shell::new(config, scheduler, reach, sender);
+    let shell = Shell::new(config, scheduler, reach, sender, Arc::clone(&context.clock));
     // While requests are drained the loop goes on turning, since it answers them.
     let drained = CancellationToken::new();
     let (shutdown, done) = (context.shutdown.clone(), drained.clone());

@@ -2,6 +2,7 @@
 //! come back. One task owns all state, so nothing is locked and nothing is decided on stale knowledge.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
@@ -119,7 +120,7 @@ pub(crate) struct Shell {
     fleet: Fleet,
     timers: Timers,
     policy: Policy,
-    clock: SystemClock,
+    clock: Arc<SystemClock>,
     reach: Reach,
     inputs: mpsc::Sender<Input>,
     cold: HashMap<Index, Cold>,
@@ -189,12 +190,13 @@ impl Shell {
         scheduler: Scheduler,
         reach: Reach,
         inputs: mpsc::Sender<Input>,
+        clock: Arc<SystemClock>,
     ) -> Self {
         Self {
             fleet: Fleet::default(),
             timers: Timers::default(),
             policy: config.policy.clone(),
-            clock: SystemClock::new(),
+            clock,
             reach,
             inputs,
             cold: HashMap::new(),

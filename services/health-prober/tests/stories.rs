@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "stories/clock.rs"]
+mod clock;
 #[path = "stories/hearing.rs"]
 mod hearing;
 #[path = "stories/leaving.rs"]

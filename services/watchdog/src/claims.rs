@@ -154,6 +154,13 @@ impl Claims {
         self.stale = true;
     }
 
+    /// The clock was set: nothing waits for a time of the old one.
+    pub fn rebase(&mut self, now: Timestamp) {
+        for extra in &mut self.extra {
+            extra.next_ask_at = extra.next_ask_at.map(|at| at.min(now));
+        }
+    }
+
     /// Notes that a heartbeat came. False: a replay (its `seq` is not above the last), it counts for nothing.
     pub fn beat(&mut self, beat: &Heartbeat<'_>, now: Timestamp) -> bool {
         if beat.seq <= self.seq && self.seq != 0 {

@@ -1,22 +1,20 @@
 //! Following the log into the world.
 
-use std::{collections::HashSet, time::SystemTime};
+use std::{collections::HashSet, time::Duration};
 
 use anyhow::Context as _;
-use rollcall_core::{
-    Clock as _, ExecutionId, Timestamp, event::Event, event::EventBody, execution::Execution,
-};
+use rollcall_core::{ExecutionId, event::Event, event::EventBody, execution::Execution};
 use rollcall_nats::{Entry, ReadError};
 use rollcall_service::LoopBeat;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{shared::Shared, sight::Void, state::World};
+use crate::{shared::Shared, state::World};
 
 /// Entries that are folded under one lock.
 const BATCH_MAX: usize = 500;
-/// A fresh entry's server time is trusted to say which of two clocks is right only if they differ by more than this.
-const CLOCK_DOUBT_MS: i64 = 500;
+/// Pause before histories that could not be read are tried again.
+const HISTORY_RETRY: Duration = Duration::from_secs(1);
 
 /// Follows the log until shutdown. `seen` gets the sequence folded last.
 ///
@@ -31,7 +29,8 @@ pub async fn follow(
     let all = shared.subjects.all_events();
     let mut tail = shared.log.tail(0, [all.as_str()]);
     let mut current = false;
-    let mut tick = tokio::time::interval(std::time::Duration::from_secs(1));
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut retry_at: Option<Instant> = None;
     loop {
         let batch = {
             // One wait over all ticks: opening the tail anew after a long outage takes longer than a tick.
@@ -39,22 +38,21 @@ pub async fn follow(
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
-                    batch = &mut next => break batch.context("following the log")?,
+                    batch = &mut next => break Some(batch.context("following the log")?),
+                    () = reached(retry_at) => break None,
                     _ = tick.tick() => alive.beat(),
                 }
             }
         };
         alive.beat();
+        let batch = batch.unwrap_or_default();
         fold(shared, &batch.entries);
         if let Some(last) = batch.entries.last() {
             seen.send_replace(last.seq);
-            if current {
-                check_clock(shared, last);
-            }
         }
         if batch.caught_up && !current {
             current = true;
-            read_histories(shared).await?;
+            retry_at = read_histories(shared, &alive).await;
             shared.with(|world, now| {
                 world.sight.set_caught_up(true);
                 world.check_breaker(now);
@@ -63,9 +61,16 @@ pub async fn follow(
             });
             tracing::info!(seq = tail.position(), "log read to its end");
         }
-        if current {
-            read_histories(shared).await?;
+        if current && retry_at.is_none_or(|at| at <= Instant::now()) {
+            retry_at = read_histories(shared, &alive).await;
         }
+    }
+}
+
+async fn reached(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -82,18 +87,35 @@ fn fold(shared: &Shared, entries: &[Entry]) {
     });
 }
 
-/// Executions whose beginning is not in memory (ended, and started again by an operator).
-async fn read_histories(shared: &Shared) -> Result<(), ReadError> {
+/// Executions whose beginning is not in memory (ended, and started again by an operator). Returns when to try again
+/// those that could not be read now.
+async fn read_histories(shared: &Shared, alive: &LoopBeat) -> Option<Instant> {
     let due: HashSet<ExecutionId> =
         shared.with(|world, _| std::mem::take(&mut world.histories_due)).into_iter().collect();
-    for id in due {
-        if let Some(execution) = history(shared, &id).await?
-            && !execution.state.is_terminal()
-        {
-            shared.with(|world, now| world.adopt(execution, now));
+    let mut unread = Vec::new();
+    let mut due = due.into_iter();
+    while let Some(id) = due.next() {
+        alive.beat();
+        match history(shared, &id).await {
+            Ok(Some(execution)) if !execution.state.is_terminal() => {
+                shared.with(|world, now| world.adopt(execution, now));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(execution_id = %id, %error, "its history can't be read now, trying again");
+                unread.push(id);
+                // Nobody answers: the others would only wait for the same.
+                if matches!(error, ReadError::Unavailable(_)) {
+                    unread.extend(due.by_ref());
+                }
+            }
         }
     }
-    Ok(())
+    if unread.is_empty() {
+        return None;
+    }
+    shared.with(|world, _| world.histories_due.append(&mut unread));
+    Some(Instant::now() + HISTORY_RETRY)
 }
 
 /// An execution folded from all that is in the log about it, read from its leader.
@@ -138,23 +160,4 @@ pub async fn refresh(shared: &Shared, id: &ExecutionId) -> Result<Option<u64>, R
 
 fn known_seq(world: &World, id: &ExecutionId) -> Option<u64> {
     world.executions.get(id).map(|e| e.seq).or_else(|| world.ended.get(id).map(|n| n.seq))
-}
-
-/// After a jump of the wall clock nobody knows which is right, the clock that went on evenly or the one that jumped.
-/// The server's time on a fresh entry decides.
-fn check_clock(shared: &Shared, entry: &Entry) {
-    let drift = shared.clock.drift_ms();
-    if drift.abs() < CLOCK_DOUBT_MS {
-        return;
-    }
-    let server = entry.time.timestamp_millis();
-    let wall = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
-    let even: Timestamp = shared.clock.now();
-    if (wall - server).abs() < (even.as_millis() - server).abs() {
-        tracing::warn!(drift_ms = drift, "the wall clock moved and the server agrees with it: adopted");
-        shared.clock.resync();
-        shared.with(|world, _| world.void(Void::ClockJump));
-    }
 }

@@ -18,14 +18,15 @@ use crate::{
     edge::{self, Answer, Ending},
     effect,
     facts::{Edge, Facts},
+    follow,
     shared::Shared,
     state::Looks,
 };
 
 /// Executions that are worked on at once; a hung agent holds its own executions' places for a terminate's timeout.
 pub const WORK_MAX: usize = 4096;
-/// Looks and requests for one judgement: every kind once, an end asked for once more, and a recovery.
-const STEPS_MAX: usize = 10;
+/// Looks and requests for one judgement: every kind once, the log, an end asked for once more, and a recovery.
+const STEPS_MAX: usize = 11;
 /// Pause before work that failed (log or bus not reachable, lost a race) is tried again.
 const RETRY_MS: u64 = 500;
 /// The scheduler looks this often without being told.
@@ -92,6 +93,7 @@ struct Holder {
 async fn work(shared: &Shared, id: &ExecutionId) -> Result<Option<(Judgement, Facts)>, String> {
     let mut looks = Looks::default();
     let mut first: Option<(u32, InstanceId)> = None;
+    let mut is_fresh = false;
     for _ in 0..STEPS_MAX {
         let judged = shared.with(|world, now| {
             let held = world.executions.get(id)?.holder()?.clone();
@@ -115,6 +117,11 @@ async fn work(shared: &Shared, id: &ExecutionId) -> Result<Option<(Judgement, Fa
                 return Ok(Some((judgement, facts)));
             }
             Verdict::Look(look) => fetch(shared, id, &holder, look, &mut looks).await?,
+            // No append on what we know stands before the end of work: the log's own word does, from its leader.
+            Verdict::Terminate(_) if !is_fresh => {
+                follow::refresh(shared, id).await.map_err(|error| error.to_string())?;
+                is_fresh = true;
+            }
             Verdict::Terminate(reason) => {
                 end(shared, id, &holder, reason).await;
                 looks.waiting = crate::facts::Waiting::Unasked;
@@ -230,7 +237,7 @@ async fn recover(shared: &Shared, id: &ExecutionId, looks: &Looks) -> Result<(),
         Ok(Append::Conflict { winner_seq }) => {
             tracing::info!(execution_id = %id, expected, ?winner_seq, "something happened to it first, judged anew");
             shared.with(|world, _| world.counters.conflicts += 1);
-            crate::follow::refresh(shared, id).await.map(|_| ()).map_err(|error| error.to_string())
+            follow::refresh(shared, id).await.map(|_| ()).map_err(|error| error.to_string())
         }
         Err(error) => Err(error.to_string()),
     }

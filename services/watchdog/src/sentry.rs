@@ -6,10 +6,11 @@ use rollcall_core::{
     AgentId, Clock as _, ExecutionId, InstanceId, Timestamp, event::SystemEventKind, execution::Execution,
 };
 use rollcall_nats::{
+    Head, ReadError,
     canary::{BLIND_INTERVAL, CANARY_INTERVAL, CANARY_TIMEOUT},
     isolation,
 };
-use rollcall_service::LoopHealth;
+use rollcall_service::{LoopHealth, clock::correction_ms};
 use tokio::{
     sync::{Semaphore, watch},
     time::Instant,
@@ -64,7 +65,7 @@ pub async fn watch_self(
                 open_eyes(&shared, &mut seen).await;
                 BLIND_INTERVAL
             } else {
-                prove(&shared).await;
+                prove(&shared, &mut seen).await;
                 CANARY_INTERVAL
             }
         };
@@ -112,10 +113,20 @@ fn suspect_loop(shared: &Shared, before: &LoopHealth, now: &LoopHealth) {
     });
 }
 
-/// While we see: the proof that we still do.
-async fn prove(shared: &Shared) {
-    if shared.bus.is_connected() && !ears::canary(shared).await {
-        shared.with(|world, _| world.void(Void::CanaryLost));
+/// While we see: the proof that we still do, and that what we know of the log is not old.
+async fn prove(shared: &Shared, seen: &mut watch::Receiver<u64>) {
+    if !shared.bus.is_connected() {
+        return;
+    }
+    let (head, back) = tokio::join!(tokio::time::timeout(CANARY_TIMEOUT, head(shared)), ears::canary(shared));
+    if !back {
+        return shared.with(|world, _| world.void(Void::CanaryLost));
+    }
+    // A log that does not answer now takes no verdict either.
+    if let Ok(Ok(head)) = head
+        && !is_read(seen, head.last_seq).await
+    {
+        shared.with(|world, _| world.void(Void::TailLag));
     }
 }
 
@@ -125,11 +136,8 @@ async fn open_eyes(shared: &Shared, seen: &mut watch::Receiver<u64>) {
     if !caught_up || !shared.bus.is_connected() {
         return;
     }
-    let Ok(last) = shared.log.last_seq().await else { return };
-    let read = tokio::time::timeout(CANARY_TIMEOUT, seen.wait_for(|seen| *seen >= last))
-        .await
-        .is_ok_and(|r| r.is_ok());
-    if !read || !ears::canary(shared).await {
+    let Ok(head) = head(shared).await else { return };
+    if !is_read(seen, head.last_seq).await || !ears::canary(shared).await {
         return;
     }
     shared.with(|world, now| {
@@ -137,6 +145,21 @@ async fn open_eyes(shared: &Shared, seen: &mut watch::Receiver<u64>) {
             tracing::info!(after = world.sight.trouble().as_str(), "we see: every clock starts again");
         }
     });
+}
+
+/// The end of the log. Its server's time comes with it: our clock follows.
+async fn head(shared: &Shared) -> Result<Head, ReadError> {
+    let head = shared.log.head(&shared.clock).await?;
+    if let Some(by_ms) = correction_ms(&head, false) {
+        shared.shift_clock(by_ms);
+    }
+    Ok(head)
+}
+
+/// Whether the log is followed up to here, or is within the time of a canary.
+async fn is_read(seen: &mut watch::Receiver<u64>, last_seq: u64) -> bool {
+    let read = tokio::time::timeout(CANARY_TIMEOUT, seen.wait_for(|seen| *seen >= last_seq)).await;
+    read.is_ok_and(|read| read.is_ok())
 }
 
 /// Suspends and resumes silence-based recovery, until shutdown.

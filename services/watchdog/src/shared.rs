@@ -10,7 +10,7 @@ use rollcall_core::{
     time::SystemClock,
 };
 use rollcall_nats::{Append, AppendError, Bus, EventLog, Reports};
-use rollcall_service::Settings;
+use rollcall_service::{Context, Settings};
 use tokio::sync::Notify;
 
 use rollcall_control::Registries;
@@ -48,7 +48,8 @@ pub struct Shared {
 
 impl Shared {
     /// Everything, before any task runs.
-    pub fn new(bus: &Bus, settings: Arc<Settings>, source: String, prefix: Prefix) -> Arc<Self> {
+    pub fn new(bus: &Bus, context: &Context, prefix: Prefix) -> Arc<Self> {
+        let settings = Arc::clone(&context.settings);
         Arc::new(Self {
             world: Mutex::new(World::new(settings.as_ref().into())),
             wake: Notify::new(),
@@ -57,8 +58,8 @@ impl Shared {
             log: EventLog::new(bus),
             reports: Reports::new(bus),
             subjects: Subjects::new(prefix),
-            clock: Arc::new(SystemClock::new()),
-            source,
+            clock: Arc::clone(&context.clock),
+            source: context.event_source(),
             ears: Ears::default(),
             registries: Registries::new(&settings.allow_cidrs),
             ledger: Ledger::default(),
@@ -85,6 +86,14 @@ impl Shared {
             self.blinded.notify_one();
         }
         result
+    }
+
+    /// Moves the clock. Whatever was measured or planned with it begins anew, before anybody looks at it again.
+    pub fn shift_clock(&self, by_ms: i64) {
+        self.with(|world, _| {
+            self.clock.shift(by_ms);
+            world.rebase(self.clock.now());
+        });
     }
 
     /// Appends one event and folds it in at once.

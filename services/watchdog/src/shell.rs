@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use rollcall_core::Prefix;
-use rollcall_nats::{EnsureStreamsError, ensure_streams};
+use rollcall_nats::{EnsureStreamsError, EventLog, ensure_streams};
 use rollcall_service::Context;
 use tokio::sync::watch;
 
@@ -28,7 +28,9 @@ pub async fn run(context: Context) -> anyhow::Result<()> {
     prepare_streams(&context, &bus).await?;
     context.readiness.set("streams", true);
     let prefix = Prefix::new(&context.settings.prefix).context("prefix")?;
-    let shared = Shared::new(&bus, Arc::clone(&context.settings), context.event_source(), prefix);
+    // No deadline is judged on a clock that is not the log's.
+    context.set_clock(&EventLog::new(&bus)).await;
+    let shared = Shared::new(&bus, &context, prefix);
     let stop = context.shutdown.clone();
     // Before the log is read: what is heard meanwhile is at least not missed by much.
     let heartbeats = bus.subscribe(shared.subjects.all_heartbeats()).await?;

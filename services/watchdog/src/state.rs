@@ -454,6 +454,24 @@ impl World {
         self.blinded = true;
     }
 
+    /// Our clock was set to another time: what was planned or measured with it starts at its new one.
+    pub fn rebase(&mut self, now: Timestamp) {
+        self.void(Void::ClockJump);
+        self.limiter = RateLimit::new(self.config.recovery_rate);
+        self.resumed_at = self.resumed_at.min(now);
+        for trouble in self.troubles.values_mut() {
+            trouble.since = trouble.since.min(now);
+            trouble.empty_answers = None;
+            if let Asked::Unconfirmed { next_at } = &mut trouble.asked {
+                *next_at = (*next_at).min(now);
+            }
+        }
+        for entry in self.agents.values_mut() {
+            entry.claims.iter_mut().for_each(|claims| claims.rebase(now));
+        }
+        self.settle_all(now);
+    }
+
     /// A canary sent in `epoch` came back and all before it was read. If sight begins with it, every clock does.
     pub fn proven(&mut self, epoch: u64, now: Timestamp) -> bool {
         if !self.sight.proven(epoch, now) {
@@ -468,7 +486,7 @@ impl World {
         true
     }
 
-    /// Everything is judged for the first time: the log was read to its end.
+    /// Everything is judged: for the first time, when the log was read to its end, or anew.
     pub fn settle_all(&mut self, now: Timestamp) {
         let ids: Vec<ExecutionId> = self.executions.keys().cloned().collect();
         for id in ids {

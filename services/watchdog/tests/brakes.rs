@@ -389,3 +389,42 @@ fn turns_that_passed_while_nothing_could_be_recovered_let_nobody_through() {
         assert_eq!(fleet.recovered.len(), 100, "{which}");
     }
 }
+
+#[test]
+fn a_clock_that_was_an_hour_ahead_stalls_nothing_once_it_is_right() {
+    let mut fleet = Fleet::new(5, 100, &[HOUR_MS]);
+    fleet.status(0, Status::Disconnected);
+    fleet.run_for(1, 100, HOUR_MS.unsigned_abs() + 1_000);
+    fleet.pass(LIMITS.lost_after_ms + 2 * STEP_MS);
+    let before = fleet.recovered.len();
+    assert!((1..50).contains(&before), "{before}");
+    let asked = fleet.terminations.len();
+    assert!(asked >= 1);
+    assert!(fleet.dogs[0].world.rate_backlog_ms(fleet.now) > 0);
+    fleet.dogs[0].ahead_ms = 0;
+    let now = fleet.now;
+    fleet.dogs[0].world.rebase(now);
+    see(&mut fleet.dogs[0].world, now);
+    assert_eq!(fleet.dogs[0].world.rate_backlog_ms(now), 0);
+    fleet.pass(LIMITS.lost_after_ms + 30_000);
+    fleet.keeps_to_the_rate();
+    assert_eq!(fleet.recovered.len(), 100);
+    assert_eq!(fleet.terminations.len(), asked, "by the right clock it is in time");
+    fleet.pass(HOUR_MS.unsigned_abs());
+    assert!(fleet.terminations.len() > asked, "and now it is not");
+}
+
+#[test]
+fn an_end_that_was_to_be_asked_for_by_a_clock_ahead_is_asked_for_again_in_time() {
+    let mut fleet = Fleet::new(1, 0, &[HOUR_MS]);
+    // Late by every clock.
+    fleet.run_for(0, 0, 0);
+    fleet.pass(STEP_MS);
+    let asked = fleet.terminations.len();
+    assert_eq!(asked, 1);
+    fleet.dogs[0].ahead_ms = 0;
+    let now = fleet.now;
+    fleet.dogs[0].world.rebase(now);
+    fleet.pass(STEP_MS);
+    assert_eq!(fleet.terminations.len(), asked + 1);
+}

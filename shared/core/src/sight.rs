@@ -20,7 +20,7 @@ pub enum Void {
     Stalled,
     /// The wall clock jumped.
     ClockJump,
-    /// The log is being read again.
+    /// What is known of the log is old: it was not read to its end in time.
     TailLag,
     /// Our own message did not come back in time.
     CanaryLost,

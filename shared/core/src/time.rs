@@ -81,22 +81,27 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> Timestamp;
 }
 
+/// Clocks that differ by less than this are taken to agree.
+pub const CLOCK_DOUBT_MS: u64 = 500;
+
 /// The machine's clock, moving with the monotonic one: a step of the wall clock (NTP, an operator, a
-/// suspended machine) does not move it until [`SystemClock::resync`] says so.
-#[derive(Debug)]
+/// suspended machine) does not move it until [`SystemClock::shift`] does.
 pub struct SystemClock {
     anchor: Mutex<(Timestamp, Instant)>,
-}
-
-fn wall() -> Timestamp {
-    Timestamp(Utc::now().timestamp_millis())
+    wall: Box<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
 impl SystemClock {
     /// A clock anchored at the present wall time.
     #[must_use]
     pub fn new() -> Self {
-        Self { anchor: Mutex::new((wall(), Instant::now())) }
+        Self::with_wall(|| Timestamp(Utc::now().timestamp_millis()))
+    }
+
+    /// A clock anchored at the present time of another wall clock than the machine's, for tests that set it.
+    #[must_use]
+    pub fn with_wall(wall: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self { anchor: Mutex::new((wall(), Instant::now())), wall: Box::new(wall) }
     }
 
     fn anchor(&self) -> std::sync::MutexGuard<'_, (Timestamp, Instant)> {
@@ -107,12 +112,53 @@ impl SystemClock {
     /// How far the wall clock has run away from this clock, in milliseconds (positive: wall is ahead).
     #[must_use]
     pub fn drift_ms(&self) -> i64 {
-        wall().0 - self.now().0
+        (self.wall)().0 - self.now().0
     }
 
-    /// Adopts the wall clock again. Callers treat what they measured across it as void.
-    pub fn resync(&self) {
-        *self.anchor() = (wall(), Instant::now());
+    /// Moves this clock, in milliseconds. Callers treat what they measured across it as void.
+    pub fn shift(&self, by_ms: i64) {
+        let mut anchor = self.anchor();
+        anchor.0 = Timestamp(anchor.0.0.saturating_add(by_ms));
+    }
+}
+
+impl fmt::Debug for SystemClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SystemClock").field(&self.now()).finish()
+    }
+}
+
+/// What three clocks said at one moment: ours, the machine's wall clock, and the one of the log's server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// Ours, when the server was asked.
+    pub asked_at: Timestamp,
+    /// Ours, when its answer was there.
+    pub answered_at: Timestamp,
+    /// How far the wall clock was ahead of ours then.
+    pub wall_ahead_ms: i64,
+    /// What the server said, at some moment in between.
+    pub server: Timestamp,
+}
+
+impl Reading {
+    /// By how much our clock is to be moved, in milliseconds. `None`: it is right as far as anybody can say.
+    ///
+    /// The server's time is the fleet's: every service goes by it, so that they agree on deadlines whatever their hosts
+    /// say. Only while the wall clock still agrees with ours, which went on evenly since the last reading, it is two
+    /// against one, and the server's clock was set. At the `first` reading ours has only just been set by the wall
+    /// clock and proves nothing beside it.
+    #[must_use]
+    pub fn correction_ms(&self, first: bool) -> Option<i64> {
+        let (asked, answered, server) = (self.asked_at.0, self.answered_at.0, self.server.0);
+        // The answer's way counts for nobody.
+        let off_ms = server.saturating_sub(server.clamp(asked, answered.max(asked)));
+        if off_ms.unsigned_abs() < CLOCK_DOUBT_MS
+            || (!first && self.wall_ahead_ms.unsigned_abs() < CLOCK_DOUBT_MS)
+        {
+            return None;
+        }
+        Some(off_ms)
     }
 }
 
@@ -163,6 +209,43 @@ mod tests {
         assert_eq!(time.to_string(), "2026-11-18T11:06:40.007Z");
         assert_eq!(Timestamp::parse(&time.to_string()).unwrap(), time);
         assert_eq!(Timestamp::parse("2026-11-18T12:06:40.007+01:00").unwrap(), time);
+    }
+
+    #[test]
+    fn two_clocks_of_three_are_right_and_at_the_start_the_servers() {
+        const HOUR: i64 = 3_600_000;
+        let reading = |wall_ahead_ms, server| Reading {
+            asked_at: Timestamp::from_millis(10_000),
+            answered_at: Timestamp::from_millis(13_000),
+            wall_ahead_ms,
+            server: Timestamp::from_millis(server),
+        };
+        for (what, wall_ahead_ms, server, running, first) in [
+            ("all agree", 0, 11_000, None, None),
+            ("an answer that took its time", 0, 13_400, None, None),
+            ("the wall clock was set", HOUR, 11_000, None, None),
+            ("the machine slept", HOUR, 13_000 + HOUR, Some(HOUR), Some(HOUR)),
+            ("the server was set, or we began wrong", 0, 10_000 - HOUR, None, Some(-HOUR)),
+            ("nobody agrees", HOUR, 10_000 - HOUR, Some(-HOUR), Some(-HOUR)),
+        ] {
+            let reading = reading(wall_ahead_ms, server);
+            assert_eq!(reading.correction_ms(false), running, "{what}");
+            assert_eq!(reading.correction_ms(true), first, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_clock_goes_on_evenly_when_the_wall_is_set_and_is_moved_by_whoever_knows() {
+        let wall = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(1_000));
+        let hands = std::sync::Arc::clone(&wall);
+        let clock = SystemClock::with_wall(move || {
+            Timestamp::from_millis(hands.load(std::sync::atomic::Ordering::SeqCst))
+        });
+        wall.store(3_601_000, std::sync::atomic::Ordering::SeqCst);
+        assert!(clock.now().as_millis() < 3_600_000, "{:?}", clock.now());
+        assert!(clock.drift_ms() > 0);
+        clock.shift(3_600_000);
+        assert!(clock.now().as_millis() >= 3_601_000, "{:?}", clock.now());
     }
 
     #[test]

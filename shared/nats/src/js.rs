@@ -131,6 +131,8 @@ pub(crate) struct StreamState {
 pub(crate) struct StreamInfo {
     pub(crate) config: serde_json::Map<String, serde_json::Value>,
     pub(crate) state: StreamState,
+    /// The server's time when it answered.
+    pub(crate) ts: Option<DateTime<Utc>>,
 }
 
 pub(crate) async fn stream_info(bus: &Bus, stream: &str) -> Result<StreamInfo, JsError> {

@@ -30,7 +30,7 @@ pub use async_nats::{HeaderMap, Message, StatusCode, Subject, Subscriber};
 pub use bus::{Bus, BusOptions, ConnectError, PublishError, ReplyOutcome, RequestError, SubscribeError};
 pub use inbox::is_inbox;
 pub use link::Link;
-pub use log::{Append, AppendError, Entry, EventLog, Page, ReadError};
+pub use log::{Append, AppendError, Entry, EventLog, Head, Page, ReadError};
 pub use names::{Names, PrefixError};
 pub use store::{Payloads, Reports, StoreError};
 pub use streams::{EnsureStreamsError, StreamOptions, ensure_streams, ensure_streams_with};

@@ -7,6 +7,10 @@ use std::time::Duration;
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use rollcall_core::{
+    Clock as _, Timestamp,
+    time::{Reading, SystemClock},
+};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -48,6 +52,15 @@ impl From<Stored> for Entry {
     fn from(stored: Stored) -> Self {
         Self { seq: stored.seq, subject: stored.subject.into(), bytes: stored.payload, time: stored.time }
     }
+}
+
+/// The end of the log, and the time there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The stream's last sequence: a projection that has seen it is current.
+    pub last_seq: u64,
+    /// The server's clock beside ours; `None` from one that does not tell.
+    pub reading: Option<Reading>,
 }
 
 /// What became of an append.
@@ -255,6 +268,22 @@ impl EventLog {
     /// See [`ReadError`].
     pub async fn last_seq(&self) -> Result<u64, ReadError> {
         Ok(js::stream_info(&self.bus, &self.stream).await?.state.last_seq)
+    }
+
+    /// The log's end, and what its leader's clock says beside `clock`: one question for both.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn head(&self, clock: &SystemClock) -> Result<Head, ReadError> {
+        let asked_at = clock.now();
+        let info = js::stream_info(&self.bus, &self.stream).await?;
+        let reading = info.ts.map(|ts| Reading {
+            asked_at,
+            answered_at: clock.now(),
+            wall_ahead_ms: clock.drift_ms(),
+            server: Timestamp::from_millis(ts.timestamp_millis()),
+        });
+        Ok(Head { last_seq: info.state.last_seq, reading })
     }
 
     /// Last sequence of anything that matches `filter` (wildcards allowed), 0 if there is none: what a filtered

@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod cidr;
+pub mod clock;
 pub mod exit;
 pub mod health;
 pub mod healthcheck;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Command;
+use rollcall_core::time::SystemClock;
 use rollcall_nats::{Bus, ConnectError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -52,6 +53,8 @@ pub struct Context {
     pub shutdown: CancellationToken,
     /// What `/readyz` says.
     pub readiness: Readiness,
+    /// The time; see [`Context::set_clock`].
+    pub clock: Arc<SystemClock>,
     loops: Loops,
     loop_health: watch::Receiver<LoopHealth>,
 }
@@ -73,6 +76,7 @@ impl Context {
             loop_health: watch_loop(shutdown.clone()),
             shutdown,
             readiness,
+            clock: Arc::new(SystemClock::new()),
             loops: Loops::default(),
         }
     }

@@ -52,7 +52,7 @@ const CANARY_INTERVAL_MS: u64 = 5_000;
 const BLIND_INTERVAL_MS: u64 = 100;
 const BREAKER_INTERVAL_MS: u64 = 500;
 const SCHEDULE_MS: u64 = 100;
-const STEPS_MAX: usize = 10;
+const STEPS_MAX: usize = 11;
 const RETRY_MS: u64 = 500;
 
 /// A watchdog process.
@@ -261,6 +261,7 @@ impl Watchdog {
     async fn work(&self, id: &ExecutionId) -> Result<Option<(Judgement, Facts)>, String> {
         let mut looks = Looks::default();
         let mut first: Option<(u32, InstanceId)> = None;
+        let mut is_fresh = false;
         for _ in 0..STEPS_MAX {
             let judged = self.with(|world, now| {
                 let held = world.executions.get(id)?.holder()?.clone();
@@ -289,6 +290,10 @@ impl Watchdog {
                 Verdict::Look(Look::Turn) => self.with(|world, now| world.take_turn(id, now)),
                 Verdict::Look(Look::Instance) => {
                     looks.edge = self.look(id, held.number, &held.agent_id, &held.instance_id).await;
+                }
+                Verdict::Terminate(_) if !is_fresh => {
+                    self.refresh(id).await?;
+                    is_fresh = true;
                 }
                 Verdict::Terminate(_) => {
                     self.end(id, held.number, &held.agent_id, &held.instance_id).await;

@@ -5,14 +5,15 @@
 //! we hear, a canary goes out now and then, and at once when a heartbeat seems to be missing: the failure counts when
 //! the canary is back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rollcall_core::Timestamp;
 use rollcall_core::sight::{Sight, Void};
 use rollcall_core::time::Clock;
-use rollcall_nats::canary::{BLIND_INTERVAL, CANARY_INTERVAL, comes_back};
+use rollcall_nats::canary::{BLIND_INTERVAL, CANARY_INTERVAL, CANARY_TIMEOUT, comes_back};
 use rollcall_nats::{Link, Subscriber, bus::SUBSCRIPTION_CAPACITY};
-use rollcall_service::LoopHealth;
+use rollcall_service::{LoopHealth, clock::correction_ms};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -42,6 +43,8 @@ pub(crate) struct Canary {
     epoch: u64,
     sent_at: Timestamp,
     back: bool,
+    /// By how much our clock is to be moved, by what the log's server said meanwhile.
+    correction_ms: Option<i64>,
 }
 
 /// Whether we hear, for people.
@@ -120,18 +123,23 @@ impl Shell {
             return;
         }
         self.hearing.on_its_way = true;
-        let canary = Canary { epoch: self.hearing.sight.epoch(), sent_at: self.clock.now(), back: false };
-        let (bus, inputs) = (self.reach.bus.clone(), self.inputs.clone());
+        let (epoch, sent_at) = (self.hearing.sight.epoch(), self.clock.now());
+        let (reach, clock, inputs) = (self.reach.clone(), Arc::clone(&self.clock), self.inputs.clone());
         tokio::spawn(async move {
-            let back = comes_back(&bus).await;
-            let _ = inputs.send(Input::Canary(Canary { back, ..canary })).await;
+            let head = tokio::time::timeout(CANARY_TIMEOUT, reach.log.head(&clock));
+            let (back, head) = tokio::join!(comes_back(&reach.bus), head);
+            let correction_ms = head.ok().and_then(Result::ok).and_then(|head| correction_ms(&head, false));
+            let _ = inputs.send(Input::Canary(Canary { epoch, sent_at, back, correction_ms })).await;
         });
     }
 
     /// A canary is back, or lost.
     pub(super) fn canary_ended(&mut self, canary: Canary, beats: &mut Subscriber) {
         self.hearing.on_its_way = false;
-        if canary.back {
+        if let Some(by_ms) = canary.correction_ms {
+            // It was sent at a time that was none.
+            self.shift_clock(by_ms);
+        } else if canary.back {
             self.hear_all(beats);
             self.proven(canary);
         } else if self.hearing.hears() {
@@ -200,7 +208,8 @@ impl Shell {
             self.stalled(stall.lasted);
         }
         if health.jumps > before.jumps {
-            self.jumped();
+            // Whether ours is right is what the next canary brings.
+            self.void(Void::ClockJump);
         }
     }
 
@@ -216,9 +225,9 @@ impl Shell {
         self.judge_after = self.judge_after.max(self.clock.now().plus_ms(hold));
     }
 
-    /// The wall clock was set: times from before can't be compared with times from now on.
-    fn jumped(&mut self) {
-        self.clock.resync();
+    /// Our clock was not the log's: times from before can't be compared with times from now on.
+    fn shift_clock(&mut self, by_ms: i64) {
+        self.clock.shift(by_ms);
         let now = self.clock.now();
         self.judge_after = now;
         self.fleet.rebase(now);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use rollcall_core::agent::Status;
 use rollcall_core::subject::{AgentVerb, Subjects};
-use rollcall_core::time::Clock;
+use rollcall_core::time::{Clock, SystemClock};
 use rollcall_core::wire::Goodbye;
 use rollcall_nats::testing::NatsServer;
 use rollcall_nats::{Bus, EventLog};
@@ -92,13 +92,23 @@ impl Stage {
 
     /// Starts a prober with these settings and waits until it is ready.
     pub(crate) async fn prober_with(&self, settings: &[(&str, &str)]) -> Prober {
+        self.prober_on(SystemClock::new(), settings).await
+    }
+
+    /// The same, with this clock.
+    pub(crate) async fn prober_on(
+        &self,
+        clock: impl Into<Arc<SystemClock>>,
+        settings: &[(&str, &str)],
+    ) -> Prober {
         let url = self.server.url();
         let mut environment =
             vec![("ROLLCALL_NATS_URL", url.as_str()), ("ROLLCALL_HEARTBEAT_INTERVAL_MS", "1000")];
         environment.extend(settings);
         let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into()));
         let settings = Settings::load_from("health-prober", environment).unwrap().settings;
-        let context = Context::for_tests(health_prober::PROGRAM, settings);
+        let mut context = Context::for_tests(health_prober::PROGRAM, settings);
+        context.clock = clock.into();
         let (shutdown, readiness) = (context.shutdown.clone(), context.readiness.clone());
         let task = tokio::spawn(health_prober::run(context));
         tokio::time::timeout(DEADLINE, readiness.ready()).await.expect("the prober is not ready");

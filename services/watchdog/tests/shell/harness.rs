@@ -72,7 +72,12 @@ impl Dog {
 
 impl Fleet {
     pub async fn start() -> Self {
-        let server = NatsServer::start().unwrap();
+        Self::start_with(None).await
+    }
+
+    /// On a server with these lines of configuration.
+    pub async fn start_with(config: Option<&str>) -> Self {
+        let server = NatsServer::start_with(config).unwrap();
         let bus = server.bus("rollcall").await;
         ensure_streams(&bus).await.unwrap();
         let settings = BTreeMap::from([
@@ -108,7 +113,11 @@ impl Fleet {
 
     /// Starts a watchdog and waits until it is ready and sees.
     pub async fn watchdog(&self) -> Dog {
-        let context = self.context();
+        self.watchdog_in(self.context()).await
+    }
+
+    /// The same, of this process.
+    pub async fn watchdog_in(&self, context: Context) -> Dog {
         let (stop, readiness) = (context.shutdown.clone(), context.readiness.clone());
         let task = tokio::spawn(watchdog::run(context));
         tokio::time::timeout(PATIENCE, readiness.ready()).await.unwrap();

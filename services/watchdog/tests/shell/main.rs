@@ -4,6 +4,7 @@
 // A failed expectation ends the test; that is what it is for.
 #![allow(clippy::unwrap_used)]
 
+mod clock;
 mod cycles;
 mod harness;
 mod http;

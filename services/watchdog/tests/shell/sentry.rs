@@ -16,21 +16,21 @@ use watchdog::{
 use crate::harness::{Fleet, PATIENCE};
 
 /// A sentry with a heartbeat reader, and the process's view of itself in the test's hands.
-struct Post {
-    fleet: Fleet,
-    shared: Arc<Shared>,
+pub(crate) struct Post {
+    pub(crate) fleet: Fleet,
+    pub(crate) shared: Arc<Shared>,
     health: watch::Sender<LoopHealth>,
-    _seen: watch::Sender<u64>,
+    /// How far the log was followed.
+    pub(crate) seen: watch::Sender<u64>,
     _stop: DropGuard,
 }
 
 impl Post {
     /// It sees.
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let fleet = Fleet::start().await;
         let context = fleet.context();
-        let (settings, source) = (Arc::clone(&context.settings), context.event_source());
-        let shared = Shared::new(&fleet.bus, settings, source, Prefix::default());
+        let shared = Shared::new(&fleet.bus, &context, Prefix::default());
         let stop = context.shutdown.clone();
         let heartbeats = fleet.bus.subscribe(shared.subjects.all_heartbeats()).await.unwrap();
         let (reader, alive, ended) =
@@ -45,13 +45,13 @@ impl Post {
             stop.clone(),
         ));
         shared.with(|world, _| world.sight.set_caught_up(true));
-        let post = Self { fleet, shared, health, _seen: seen, _stop: stop.drop_guard() };
+        let post = Self { fleet, shared, health, seen, _stop: stop.drop_guard() };
         post.sees_since(Timestamp::default()).await;
         post
     }
 
     /// Waits until sight began after this moment, and returns when.
-    async fn sees_since(&self, before: Timestamp) -> Timestamp {
+    pub(crate) async fn sees_since(&self, before: Timestamp) -> Timestamp {
         let since = || self.shared.with(|world, _| world.sight.since());
         self.fleet.until("it sees", async || since().is_some_and(|since| since > before)).await;
         since().unwrap()
