@@ -223,7 +223,7 @@ impl Fleet {
             for _ in 0..10 {
                 let world = &mut self.dogs[n].world;
                 let Some((judgement, facts)) = world.judge(&id, &looks, now) else { break };
-                last = Some(judgement);
+                last = Some((judgement, facts.clone()));
                 match judgement.verdict {
                     Verdict::Look(Look::Turn) => world.take_turn(&id, now),
                     Verdict::Look(_) => looks = Looks { canary: true, ..looks },
