@@ -38,7 +38,11 @@ pub fn hold(execution: &Execution, attempt: u32) -> Hold {
 /// The queue an execution waits in.
 #[must_use]
 pub fn queue_of(execution: &Execution) -> Queue {
-    execution.request.agent_id.as_ref().map_or(Queue::Pool, |agent| Queue::Agent(agent.as_str().to_owned()))
+    match &execution.request.agent_id {
+        Some(agent) => Queue::Agent(agent.as_str().to_owned()),
+        None if execution.is_external() => Queue::External,
+        None => Queue::Pool,
+    }
 }
 
 /// Its priority.
@@ -85,7 +89,13 @@ pub fn effects(change: &Change) -> Vec<Effect> {
 /// What Redis has to know of an agent.
 #[must_use]
 pub fn setting(agent: &Agent) -> AgentSetting {
-    AgentSetting { capacity: agent.capacity(), open: agent.takes_work(), setting_seq: agent.seq }
+    AgentSetting {
+        capacity: agent.capacity(),
+        open: agent.takes_work(),
+        // It has no NATS: nobody could dispatch anything to it.
+        external_only: agent.is_from_file(),
+        setting_seq: agent.seq,
+    }
 }
 
 /// Why an agent takes no work now. `None`: it does.
@@ -100,6 +110,13 @@ pub fn closed(agent: &Agent) -> Option<&'static str> {
     } else {
         Some(agent.status.map_or("unknown", Status::as_str))
     }
+}
+
+/// Whether nobody could dispatch this to the agent that it was granted: it has no NATS, and somebody else may take it.
+/// Work that names this very agent has nowhere else to go; its dispatch fails.
+#[must_use]
+pub fn is_out_of_reach(execution: &Execution, agent: &Agent) -> bool {
+    agent.is_from_file() && !execution.is_external() && execution.request.agent_id.is_none()
 }
 
 /// Everything that Redis has to hold for a pool, from the log.

@@ -23,6 +23,9 @@ pub(crate) const DISPATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// later, so the execution goes back to its queue (PROTOCOL.md 3).
 const NEVER: &str = "unsupported";
 
+/// Why work that has to be dispatched went back from an agent of the agents file.
+const NO_NATS: &str = "no_nats";
+
 /// What the agent said to a dispatch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -98,7 +101,8 @@ impl Dispatcher {
             tracing::warn!(%agent_id, "a slot of an agent without an instance");
             return Ok(None);
         };
-        if let Some(why) = decide::closed(&agent) {
+        let out_of_reach = decide::is_out_of_reach(&execution, &agent).then_some(NO_NATS);
+        if let Some(why) = decide::closed(&agent).or(out_of_reach) {
             self.take_back(pool, id, grant, &agent, why).await?;
             return Ok(None);
         }
@@ -281,6 +285,10 @@ impl Dispatcher {
     /// Puts a dispatch to its agent.
     pub(crate) async fn put(&self, question: &Question) -> Answer {
         let Question { id, held, body } = question;
+        // It waited in the queue of an agent that was described in the agents file meanwhile.
+        if held.instance_id.is_of_file() {
+            return Answer::Unfit(NEVER.to_owned());
+        }
         let body = match body {
             Ok(body) => body.clone(),
             Err(why) => {
@@ -350,7 +358,7 @@ impl Dispatcher {
             rollcall_capacity::Queue::Agent(agent) => {
                 self.capacity.inspect(pool.as_str(), &agent, limit).await.ok()?.queue
             }
-            rollcall_capacity::Queue::Pool => {
+            rollcall_capacity::Queue::Pool | rollcall_capacity::Queue::External => {
                 self.capacity.inspect_pool(pool.as_str(), limit).await.ok()?.queue
             }
         };

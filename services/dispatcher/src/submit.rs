@@ -9,7 +9,9 @@ use rollcall_core::{
     event::Submitted,
     execution::Execution,
     subject::PayloadKind,
-    wire::{ApiError, ErrorCode, ExecutionReply, MAX_ATTEMPTS_DEFAULT, PRIORITY_DEFAULT, SubmitRequest},
+    wire::{
+        ApiError, Delivery, ErrorCode, ExecutionReply, MAX_ATTEMPTS_DEFAULT, PRIORITY_DEFAULT, SubmitRequest,
+    },
 };
 use uuid::Uuid;
 
@@ -103,7 +105,11 @@ impl Dispatcher {
     /// A submission that was promoted before it was in the log: its slot waits for it.
     async fn find_place(self: &Arc<Self>, pool: &Pool, execution: &Execution) {
         let hold = decide::hold(execution, execution.attempt);
-        let ask = Ask { priority: decide::priority_of(execution), queue_depth: u32::MAX };
+        let ask = Ask {
+            priority: decide::priority_of(execution),
+            queue_depth: u32::MAX,
+            external: execution.is_external(),
+        };
         let admitted = self
             .in_redis(pool, "admit", || async {
                 match &execution.request.agent_id {
@@ -141,16 +147,29 @@ impl Dispatcher {
 
     async fn pool_for(&self, request: &SubmitRequest) -> Result<Pool, ApiError> {
         let Some(agent_id) = &request.agent_id else { return Ok(request.pool.clone().unwrap_or_default()) };
-        if let Some(agent) = self.ledger.agent(agent_id) {
-            return Ok(agent.pool());
-        }
-        let fresh = self.ledger.fresh_agent(agent_id).await;
-        match fresh.map_err(|e| ApiError::unavailable(e.to_string()))? {
-            Some(agent) => Ok(agent.pool()),
+        let agent = match self.ledger.agent(agent_id) {
+            Some(agent) => Some(agent),
             None => {
-                Err(ApiError::new(ErrorCode::UnknownAgent, format!("agent {agent_id} was never heard of")))
+                let fresh = self.ledger.fresh_agent(agent_id).await;
+                fresh.map_err(|e| ApiError::unavailable(e.to_string()))?
             }
+        };
+        let Some(agent) = agent else {
+            return Err(ApiError::new(
+                ErrorCode::UnknownAgent,
+                format!("agent {agent_id} was never heard of"),
+            ));
+        };
+        if agent.is_from_file() && request.delivery != Some(Delivery::External) {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!(
+                    "agent {agent_id} is described in the agents file and has no NATS: nothing can be dispatched \
+                     to it. Submit with \"delivery\": \"external\" and start the work there yourself"
+                ),
+            ));
         }
+        Ok(agent.pool())
     }
 
     async fn admit(
@@ -162,6 +181,7 @@ impl Dispatcher {
         let ask = Ask {
             priority: Priority::new(request.priority.unwrap_or(PRIORITY_DEFAULT)).unwrap_or_default(),
             queue_depth: self.settings.queue_depth,
+            external: request.delivery == Some(Delivery::External),
         };
         // A pool that is new, or was lost with its Redis, is built from the log first; then it is tried again, once.
         for last in [false, true] {

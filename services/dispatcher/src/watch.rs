@@ -58,7 +58,8 @@ impl Dispatcher {
         });
     }
 
-    /// Until the agent's current instance beats and takes work, or is replaced.
+    /// Until the agent's current instance beats and takes work, or is replaced. One of the agents file never beats and
+    /// refuses nothing: what went back from it did so because it was closed, so it waits until it takes work.
     async fn wait_to_reopen(&self, agent: &AgentId) {
         let instance = self.ledger.agent(agent).and_then(|a| a.instance_id);
         let Ok(mut beats) = self.bus.subscribe(self.subjects.heartbeat(agent)).await else { return };
@@ -71,8 +72,12 @@ impl Dispatcher {
             {
                 return;
             }
+            let known = self.ledger.agent(agent);
+            if known.as_ref().is_some_and(|a| a.is_from_file() && a.takes_work()) {
+                return;
+            }
             // A new instance has refused nothing.
-            if self.ledger.agent(agent).and_then(|a| a.instance_id) != instance {
+            if known.and_then(|a| a.instance_id) != instance {
                 return;
             }
         }

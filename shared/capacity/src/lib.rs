@@ -36,8 +36,8 @@
 //!
 //! # Keys
 //! `<prefix>:{<pool>}:` and `slots:<agent>`, `queue:<agent>`, `queue` (the contract), `meta`, `where` (hold to place),
-//! `free` (open agents with a free slot, least loaded first), `unconfirmed`, `agents` (all that have keys), `agent:<agent>`
-//! (setting). All share the pool's hash tag, so a pool lives on one node of a cluster. `<prefix>:pools` lists
+//! `free` (open agents with a free slot, least loaded first), `free_external` (those of them that no dispatch reaches),
+//! `external` (what in `queue` they may be given), `unconfirmed`, `agents` (all that have keys), `agent:<agent>` (setting). All share the pool's hash tag, so a pool lives on one node of a cluster. `<prefix>:pools` lists
 //! the pools that were ever begun; it is a convenience and takes part in no script.
 
 mod error;
@@ -88,6 +88,7 @@ pub trait Capacity: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Admission>> + Send;
 
     /// A slot of the least loaded (held over capacity) open agent, or a place in the pool's queue. Otherwise the same.
+    /// Work that needs no dispatch ([`Ask::external`]) goes first to agents that take nothing else.
     fn admit_to_pool(
         &self,
         pool: &str,

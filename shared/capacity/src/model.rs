@@ -108,7 +108,8 @@ impl Capacity for ModelCapacity {
     }
 
     async fn admit_to_pool(&self, pool: &str, hold: &Hold, ask: Ask, stamp: Stamp) -> Result<Admission> {
-        self.with(pool, stamp, |pool| pool.admit(Queue::Pool, hold, ask, stamp.now_ms))
+        let queue = if ask.external { Queue::External } else { Queue::Pool };
+        self.with(pool, stamp, |pool| pool.admit(queue, hold, ask, stamp.now_ms))
     }
 
     async fn confirm(&self, pool: &str, grant: &Grant, stamp: Stamp) -> Result<Confirmation> {

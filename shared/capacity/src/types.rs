@@ -142,6 +142,8 @@ pub struct Ask {
     pub priority: Priority,
     /// How many may wait in that queue; one more is refused. 0: never queue.
     pub queue_depth: u32,
+    /// In the pool's queue it may go to [`AgentSetting::external_only`] agents too.
+    pub external: bool,
 }
 
 /// Where work waits.
@@ -149,8 +151,10 @@ pub struct Ask {
 pub enum Queue {
     /// In the queue of one agent.
     Agent(String),
-    /// In the pool's queue, for any of its agents.
+    /// In the pool's queue, for any of its agents that a dispatch reaches.
     Pool,
+    /// In the pool's queue too, for any of its agents: nothing has to be dispatched.
+    External,
 }
 
 /// A slot given to a hold. It counts from this moment, and stays *unconfirmed* until [`Capacity::confirm`].
@@ -257,6 +261,8 @@ pub struct AgentSetting {
     pub capacity: u32,
     /// Takes work now: connected or degraded. Otherwise its queue holds.
     pub open: bool,
+    /// Takes no work of its pool that has to be dispatched.
+    pub external_only: bool,
     /// Log sequence of the event that says so. An older one than the stored is ignored. At most [`MAX_EXACT`].
     pub setting_seq: u64,
 }

@@ -11,8 +11,7 @@ use crate::{
     wire::Endpoint,
 };
 
-/// What the instance ids of agents start with that an operator described in a file. No heartbeat may use it.
-pub const FILE_INSTANCE_PREFIX: &str = "file-";
+pub use crate::ids::FILE_INSTANCE_PREFIX;
 
 /// An agent's status (PROTOCOL.md 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -181,7 +180,7 @@ impl Agent {
     /// Whether the operator described it in a file: it never beats, and its URLs are the operator's.
     #[must_use]
     pub fn is_from_file(&self) -> bool {
-        self.instance_id.as_ref().is_some_and(|instance| instance.as_str().starts_with(FILE_INSTANCE_PREFIX))
+        self.instance_id.as_ref().is_some_and(InstanceId::is_of_file)
     }
 
     /// Whether a heartbeat of `instance` may never count again.

@@ -124,6 +124,17 @@ id!(
     "prefix"
 );
 
+/// What the instance ids of agents start with that an operator described in a file. No heartbeat may use it.
+pub const FILE_INSTANCE_PREFIX: &str = "file-";
+
+impl InstanceId {
+    /// Whether it is of an agent that an operator described in a file: that has no NATS.
+    #[must_use]
+    pub fn is_of_file(&self) -> bool {
+        self.0.starts_with(FILE_INSTANCE_PREFIX)
+    }
+}
+
 impl Default for Pool {
     fn default() -> Self {
         Self("default".into())

@@ -260,7 +260,7 @@ fn a_rebuild_loads_settings_slots_and_queues_of_its_pool_only() {
     let pool = Pool::new("p").unwrap();
     let agent = Load::Agent {
         agent: "a".to_owned(),
-        setting: AgentSetting { capacity: 4, open: true, setting_seq: 101 },
+        setting: AgentSetting { capacity: 4, open: true, external_only: false, setting_seq: 101 },
     };
     let waits = Load::Queued {
         queue: Queue::Pool,
@@ -292,4 +292,30 @@ fn an_agent_that_drains_is_closed_whoever_wants_it() {
         projection.apply_agent(4, &status("a", Status::Connected, None), T0);
         assert!(!setting(projection.agent(&a).unwrap()).open);
     }
+}
+
+#[test]
+fn an_agent_without_nats_is_offered_only_what_needs_no_dispatch() {
+    let a = AgentId::new("a").unwrap();
+    let known = |instance: &str| {
+        let mut projection = Projection::default();
+        let instance_id = InstanceId::new(instance).unwrap();
+        let profile = Profile { instance_id, ..profile("a", "p", 4) };
+        projection.apply_agent(1, &AgentEvent::Registered(profile), T0);
+        projection.agent(&a).unwrap().clone()
+    };
+    let (beating, of_file) = (known("i"), known("file-1"));
+    assert!(setting(&of_file).external_only && !setting(&beating).external_only);
+    let waiting = |named: Option<&str>, delivery: Delivery| {
+        let ExecutionEvent::Submitted(request) = submitted(named) else { panic!("it is submitted") };
+        Execution::submitted(Submitted { delivery, ..request }, 1, T0)
+    };
+    let (push, external) = (waiting(None, Delivery::Push), waiting(None, Delivery::External));
+    assert_eq!((queue_of(&push), queue_of(&external)), (Queue::Pool, Queue::External));
+    assert!(is_out_of_reach(&push, &of_file) && !is_out_of_reach(&push, &beating));
+    assert!(!is_out_of_reach(&external, &of_file));
+    // Named, it has nowhere else to go: its dispatch fails instead of waiting for ever.
+    let named = waiting(Some("a"), Delivery::Push);
+    assert_eq!(queue_of(&named), Queue::Agent("a".to_owned()));
+    assert!(!is_out_of_reach(&named, &of_file));
 }

@@ -5,4 +5,5 @@
 local from, count = tonumber(ARGV[5]), tonumber(ARGV[6])
 local page = {}
 if count > 0 then page = call('ZRANGE', pool_queue, from, from + count - 1, 'WITHSCORES') end
-return { 1, tonumber(meta[3]), call('ZCARD', free_key), call('ZCARD', pool_queue), page }
+local free = call('ZCARD', free_key) + call('ZCARD', free_external_key)
+return { 1, tonumber(meta[3]), free, call('ZCARD', pool_queue), page }

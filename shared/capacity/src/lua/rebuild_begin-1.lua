@@ -8,5 +8,6 @@ if there and there >= ARGV[1] then return { -1, there } end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'state', 'rebuilding', 'version', '1', 'log_seq', '0', 'tail', '0',
   'head', '-1', 'since_ms', ARGV[2])
-redis.call('UNLINK', base .. 'where', base .. 'free', base .. 'unconfirmed', base .. 'queue')
+redis.call('UNLINK', base .. 'where', base .. 'free', base .. 'unconfirmed', base .. 'queue',
+  base .. 'external', base .. 'free_external')
 return { 1 }

@@ -4,16 +4,16 @@
 -- Input   KEYS 1: meta. ARGV [5] agent, [6] setting sequence, [7] most members.
 -- Output  applied 0|1, {member, score, ...} queued, {member, granted at, ...} held, more 0|1
 local id, count, key = ARGV[5], tonumber(ARGV[7]), base .. 'agent:' .. ARGV[5]
-local stored = call('HMGET', key, 'capacity', 'open', 'setting_seq')
+local stored = call('HMGET', key, 'capacity', 'open', 'setting_seq', 'external_only')
 if stored[3] and tonumber(ARGV[6]) < tonumber(stored[3]) then
   return finish(false, { 0, 0, 0, {}, {}, 0 })
 end
-local changed = stored[1] ~= '0' or stored[2] ~= '0' or stored[3] ~= ARGV[6]
+local changed = stored[1] ~= '0' or stored[2] ~= '0' or stored[3] ~= ARGV[6] or stored[4] ~= '0'
 if changed then
   call('ZADD', agents_key, 0, id)
-  call('HSET', key, 'capacity', '0', 'open', '0', 'setting_seq', ARGV[6])
+  call('HSET', key, 'capacity', '0', 'open', '0', 'setting_seq', ARGV[6], 'external_only', '0')
   call('HDEL', key, 'held_back')
-  call('ZREM', free_key, id)
+  note_closed(id)
 end
 
 local function take(set, most)

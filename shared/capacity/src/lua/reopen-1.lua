@@ -9,5 +9,5 @@ end
 local agent, promoted = agent_of(id), {}
 fill(agent, tonumber(ARGV[6]), promoted)
 note_free(agent)
-local more = has_room(agent) and call('ZCARD', queue_of(id)) + call('ZCARD', pool_queue) > 0
+local more = has_room(agent) and waiting_for(agent) > 0
 return finish(true, { 0, 0, 1, promoted, more and 1 or 0 })

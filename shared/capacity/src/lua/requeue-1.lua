@@ -1,7 +1,7 @@
 -- The old hold goes, the new one waits at the head of its priority, and free slots are filled.
 --
 -- Input   KEYS 1: meta. ARGV [5] old member, [6] new member, [7] agent of the queue ('' the pool's), [8] priority,
---         [9] agent that is held back ('' none).
+--         [9] agent that is held back ('' none), [10] needs no dispatch 0|1.
 -- Output  released 0|1, dequeued 0|1, queued 0|1, {member, agent, ...} promoted
 local old, new, target, refuser = ARGV[5], ARGV[6], ARGV[7], ARGV[9]
 local promoted = {}
@@ -25,15 +25,14 @@ if not placed then
   if refuser ~= '' then
     call('ZADD', agents_key, 0, refuser)
     call('HSET', base .. 'agent:' .. refuser, 'held_back', '1')
-    call('ZREM', free_key, refuser)
+    note_closed(refuser)
   end
   if target ~= '' then
     call('ZADD', agents_key, 0, target)
     call('ZADD', queue_of(target), score(tonumber(ARGV[8]), head), new)
     call('HSET', where_key, new, 'q' .. target)
   else
-    call('ZADD', pool_queue, score(tonumber(ARGV[8]), head), new)
-    call('HSET', where_key, new, 'p')
+    wait_for_pool(new, score(tonumber(ARGV[8]), head), ARGV[10] == '1')
   end
   head = head - 1
 end

@@ -1,7 +1,7 @@
 -- A page of all holds with their places. Changes nothing.
 --
 -- Input   KEYS 1: meta. ARGV [5] cursor, [6] about how many.
--- Output  next cursor (0: end), {member, place, granted at, ...}; place is s<agent>, q<agent> or p
+-- Output  next cursor (0: end), {member, place, granted at, ...}; place is s<agent>, q<agent>, p or x
 local found = call('HSCAN', where_key, ARGV[5], 'COUNT', ARGV[6])
 local out = {}
 for i = 1, #found[2], 2 do

@@ -23,6 +23,11 @@ enum At {
     Waits { queue: Queue, rank: Rank },
 }
 
+/// The queue in which something stands: what needs no dispatch waits among the others of its pool.
+fn line(queue: &Queue) -> Queue {
+    if *queue == Queue::External { Queue::Pool } else { queue.clone() }
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Pool {
     pub(super) epoch: Epoch,
@@ -91,17 +96,38 @@ impl Pool {
         })
     }
 
-    fn least_loaded(&self) -> Option<String> {
+    fn is_external_only(&self, agent: &str) -> bool {
+        self.agents.get(agent).and_then(|known| known.setting).is_some_and(|setting| setting.external_only)
+    }
+
+    /// The agent that something in the pool's queue goes to.
+    fn free_for(&self, queue: &Queue) -> Option<String> {
+        let external = (*queue == Queue::External).then(|| self.least_loaded(true)).flatten();
+        external.or_else(|| self.least_loaded(false))
+    }
+
+    fn least_loaded(&self, external_only: bool) -> Option<String> {
         let load = |agent: &String| {
             let capacity = self.agents[agent].setting.map_or(1, |setting| u64::from(setting.capacity));
             self.held(agent) * 1_000_000 / capacity
         };
-        let free = self.agents.keys().filter(|agent| self.has_room(agent));
+        let free = self
+            .agents
+            .keys()
+            .filter(|agent| self.has_room(agent) && self.is_external_only(agent) == external_only);
         free.min_by_key(|agent| (load(agent), (*agent).clone())).cloned()
     }
 
     fn waiting(&self, queue: &Queue) -> usize {
-        self.queues.get(queue).map_or(0, BTreeMap::len)
+        self.queues.get(&line(queue)).map_or(0, BTreeMap::len)
+    }
+
+    /// The first of a queue that this agent may be given.
+    fn head(&self, queue: &Queue, agent: &str) -> Option<&Hold> {
+        let external =
+            |hold: &&Hold| matches!(self.places.get(*hold), Some(At::Waits { queue: Queue::External, .. }));
+        let any = *queue != Queue::Pool || !self.is_external_only(agent);
+        self.queues.get(queue)?.values().find(|hold| any || external(hold))
     }
 
     fn enqueue(&mut self, hold: &Hold, queue: Queue, priority: u8, order: i64) {
@@ -109,7 +135,7 @@ impl Pool {
         if let Queue::Agent(agent) = &queue {
             self.agents.entry(agent.clone()).or_default();
         }
-        self.queues.entry(queue.clone()).or_default().insert(rank.clone(), hold.clone());
+        self.queues.entry(line(&queue)).or_default().insert(rank.clone(), hold.clone());
         self.places.insert(hold.clone(), At::Waits { queue, rank });
     }
 
@@ -129,7 +155,7 @@ impl Pool {
                 }
             }
             At::Waits { queue, rank } => {
-                if let Some(queue) = self.queues.get_mut(queue) {
+                if let Some(queue) = self.queues.get_mut(&line(queue)) {
                     queue.remove(rank);
                 }
             }
@@ -156,9 +182,7 @@ impl Pool {
         let mut done = 0;
         for queue in queues {
             while done < limit && self.has_room(agent) {
-                let Some(hold) = self.queues.get(queue).and_then(|q| q.values().next()).cloned() else {
-                    break;
-                };
+                let Some(hold) = self.head(queue, agent).cloned() else { break };
                 self.withdraw(&hold);
                 out.push(self.grant(&hold, agent, now_ms));
                 done += 1;
@@ -172,24 +196,31 @@ impl Pool {
     }
 
     fn fill_pool(&mut self, limit: usize, now_ms: u64, out: &mut Vec<Grant>) {
-        for _ in 0..limit {
-            if self.waiting(&Queue::Pool) == 0 {
-                break;
+        let full = out.len() + limit;
+        for external_only in [true, false] {
+            while out.len() < full {
+                let Some(agent) = self.least_loaded(external_only) else { break };
+                if self.head(&Queue::Pool, &agent).is_none() {
+                    break;
+                }
+                self.fill(&agent, 1, now_ms, out);
             }
-            let Some(agent) = self.least_loaded() else { break };
-            self.fill(&agent, 1, now_ms, out);
         }
     }
 
     fn filled(&mut self, agent: &str, now_ms: u64) -> Filled {
         let mut promoted = Vec::new();
         self.fill(agent, PROMOTE_BATCH, now_ms, &mut promoted);
-        let waiting = self.waiting(&Queue::Agent(agent.to_owned())) + self.waiting(&Queue::Pool);
-        Filled { applied: true, promoted, more: self.has_room(agent) && waiting > 0 }
+        Filled { applied: true, promoted, more: self.has_room(agent) && self.has_waiting(agent) }
+    }
+
+    /// Whether something waits that this agent may be given.
+    fn has_waiting(&self, agent: &str) -> bool {
+        self.head(&Queue::Agent(agent.to_owned()), agent).or_else(|| self.head(&Queue::Pool, agent)).is_some()
     }
 
     fn position(&self, queue: &Queue, rank: &Rank) -> u64 {
-        self.queues.get(queue).map_or(0, |queue| queue.range(..rank).count() as u64) + 1
+        self.queues.get(&line(queue)).map_or(0, |queue| queue.range(..rank).count() as u64) + 1
     }
 
     // ---- the operations: what they answer, and whether they changed anything
@@ -210,7 +241,7 @@ impl Pool {
         let depth = ask.queue_depth as usize;
         let room = match &queue {
             Queue::Agent(agent) => self.has_room(agent),
-            Queue::Pool => self.least_loaded().is_some(),
+            Queue::Pool | Queue::External => self.free_for(&queue).is_some(),
         };
         if !room && self.waiting(&queue) >= depth {
             return (Admission { outcome: Outcome::Full, promoted }, false);
@@ -223,7 +254,7 @@ impl Pool {
                 let own = [Queue::Agent(agent.clone())];
                 self.promote_from(&own, agent, PROMOTE_BATCH, now_ms, &mut promoted);
             }
-            Queue::Pool => self.fill_pool(PROMOTE_BATCH, now_ms, &mut promoted),
+            Queue::Pool | Queue::External => self.fill_pool(PROMOTE_BATCH, now_ms, &mut promoted),
         }
         if let Some(own) = promoted.iter().position(|grant| grant.hold == *hold) {
             let grant = promoted.remove(own);
@@ -316,7 +347,7 @@ impl Pool {
                 Queue::Agent(agent) => {
                     self.fill(agent, 1, now_ms, &mut done.promoted);
                 }
-                Queue::Pool => self.fill_pool(1, now_ms, &mut done.promoted),
+                Queue::Pool | Queue::External => self.fill_pool(1, now_ms, &mut done.promoted),
             }
         }
         (done, true)
@@ -377,7 +408,7 @@ impl Pool {
         if self.is_older(agent, setting_seq) {
             return (Removed::default(), false);
         }
-        let closed = AgentSetting { capacity: 0, open: false, setting_seq };
+        let closed = AgentSetting { capacity: 0, open: false, external_only: false, setting_seq };
         let known = self.agents.entry(agent.to_owned()).or_default();
         let mut changed = known.setting.replace(closed) != Some(closed);
         known.held_back &= !changed;
@@ -395,7 +426,7 @@ impl Pool {
     // ---- looking
 
     fn queue_page(&self, queue: &Queue, limit: usize) -> Vec<QueuedHold> {
-        let Some(queue) = self.queues.get(queue) else { return Vec::new() };
+        let Some(queue) = self.queues.get(&line(queue)) else { return Vec::new() };
         let entry = |(position, (rank, hold)): (u64, (&Rank, &Hold))| QueuedHold {
             hold: hold.clone(),
             priority: crate::Priority::new(rank.0).unwrap_or_default(),
@@ -463,9 +494,8 @@ impl Pool {
     }
 
     pub(super) fn waiting_with_free(&self) -> Vec<String> {
-        let pool_waits = self.waiting(&Queue::Pool) > 0;
-        let waits = |agent: &String| pool_waits || self.waiting(&Queue::Agent(agent.clone())) > 0;
-        self.agents.keys().filter(|agent| self.has_room(agent) && waits(agent)).cloned().collect()
+        let idle = |agent: &&String| self.has_room(agent) && self.has_waiting(agent);
+        self.agents.keys().filter(idle).cloned().collect()
     }
 
     pub(super) fn agents(&self) -> Vec<String> {

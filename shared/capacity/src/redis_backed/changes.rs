@@ -54,6 +54,7 @@ impl RedisCapacity {
             Arg::Number(ask.priority.get().into()),
             Arg::Number(ask.queue_depth.into()),
             BATCH,
+            Arg::Number(ask.external.into()),
         ];
         let (epoch, reply) = self.change(&operation::ADMIT_TO_POOL, pool, stamp, &args).await?;
         admission(hold, epoch, reply)
@@ -88,7 +89,7 @@ impl RedisCapacity {
         let (old, new) = (requeue.old.member(), requeue.new.member());
         let queue = match &requeue.queue {
             Queue::Agent(agent) => agent.as_str(),
-            Queue::Pool => "",
+            Queue::Pool | Queue::External => "",
         };
         let args = [
             Arg::Text(&old),
@@ -96,6 +97,7 @@ impl RedisCapacity {
             Arg::Text(queue),
             Arg::Number(requeue.priority.get().into()),
             Arg::Text(requeue.hold_back.as_deref().unwrap_or_default()),
+            Arg::Number((requeue.queue == Queue::External).into()),
         ];
         let (epoch, mut reply) = self.change(&operation::REQUEUE, pool, stamp, &args).await?;
         Ok(Requeued {
@@ -154,6 +156,7 @@ impl RedisCapacity {
             Arg::Number(setting.open.into()),
             Arg::Number(exact("setting_seq", setting.setting_seq)?),
             BATCH,
+            Arg::Number(setting.external_only.into()),
         ];
         let (epoch, reply) = self.change(&operation::SET_AGENT, pool, stamp, &args).await?;
         filled(&epoch, reply)

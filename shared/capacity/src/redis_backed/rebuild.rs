@@ -102,7 +102,7 @@ fn load_args<'a>(item: &'a Load, member: &'a str) -> Result<[Arg<'a>; 6]> {
             Arg::Number(setting.capacity.into()),
             Arg::Number(setting.open.into()),
             Arg::Number(exact("setting_seq", setting.setting_seq)?),
-            none,
+            Arg::Number(setting.external_only.into()),
         ],
         Load::Slot { agent, granted_at_ms, .. } => [
             Arg::Text("s"),
@@ -116,7 +116,7 @@ fn load_args<'a>(item: &'a Load, member: &'a str) -> Result<[Arg<'a>; 6]> {
             checked_order(*order)?;
             let agent = match queue {
                 Queue::Agent(agent) => agent.as_str(),
-                Queue::Pool => "",
+                Queue::Pool | Queue::External => "",
             };
             [
                 Arg::Text("q"),
@@ -124,7 +124,7 @@ fn load_args<'a>(item: &'a Load, member: &'a str) -> Result<[Arg<'a>; 6]> {
                 Arg::Text(member),
                 Arg::Number(priority.get().into()),
                 Arg::Order(*order),
-                none,
+                Arg::Number((*queue == Queue::External).into()),
             ]
         }
     })

@@ -131,6 +131,7 @@ impl Reply {
             }
             (Some("q"), Some(agent)) => Place::Waiting(Queue::Agent(agent.to_owned())),
             (Some("p"), _) => Place::Waiting(Queue::Pool),
+            (Some("x"), _) => Place::Waiting(Queue::External),
             (None, _) => return Ok(None),
             _ => return Err(self.wrong(format!("{place:?} of {hold} is no place"))),
         };

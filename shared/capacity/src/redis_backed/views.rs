@@ -161,15 +161,16 @@ impl RedisCapacity {
     }
 }
 
-/// `capacity, open, setting sequence`, all empty for an agent without a setting.
+/// `capacity, open, setting sequence, external only`, all empty for an agent without a setting.
 fn setting(reply: &mut Reply) -> Result<Option<AgentSetting>> {
     let (capacity, open, setting_seq) = (reply.text()?, reply.text()?, reply.text()?);
+    let external_only = reply.text()? == "1";
     if capacity.is_empty() {
         return Ok(None);
     }
     match (capacity.parse(), setting_seq.parse()) {
         (Ok(capacity), Ok(setting_seq)) => {
-            Ok(Some(AgentSetting { capacity, open: open == "1", setting_seq }))
+            Ok(Some(AgentSetting { capacity, open: open == "1", setting_seq, external_only }))
         }
         _ => Err(reply.wrong(format!("setting {capacity:?}, {setting_seq:?}"))),
     }

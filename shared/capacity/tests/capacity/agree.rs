@@ -7,8 +7,8 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use redis::Commands;
 use rollcall_capacity::testing::RedisServer;
 use rollcall_capacity::{
-    Capacity, Epoch, Grant, GrantedSlot, Hold, Load, ModelCapacity, ModelSnapshot, Outcome, Priority, Queue,
-    RedisCapacity, Requeue, Result, Stamp,
+    AgentSetting, Ask, Capacity, Epoch, Grant, GrantedSlot, Hold, Load, ModelCapacity, ModelSnapshot,
+    Outcome, Priority, Queue, RedisCapacity, Requeue, Result, Stamp,
 };
 
 use crate::support::*;
@@ -29,6 +29,7 @@ enum Step {
         hold: Hold,
         priority: u8,
         depth: u32,
+        external: bool,
     },
     /// One of the grants seen so far, by its place from the newest.
     Confirm {
@@ -43,7 +44,7 @@ enum Step {
     Requeue {
         old: Hold,
         new: Option<Hold>,
-        queue: Option<usize>,
+        queue: Queue,
         priority: u8,
         hold_back: Option<usize>,
     },
@@ -62,6 +63,7 @@ enum Step {
         capacity: u32,
         open: bool,
         seq: u64,
+        external_only: bool,
     },
     Reopen {
         agent: usize,
@@ -96,20 +98,22 @@ fn any_hold() -> impl Strategy<Value = Hold> {
 }
 
 fn any_queue() -> impl Strategy<Value = Queue> {
-    proptest::option::of(0..AGENTS.len()).prop_map(queue)
-}
-
-fn queue(agent: Option<usize>) -> Queue {
-    agent.map_or(Queue::Pool, |agent| Queue::Agent(AGENTS[agent].into()))
+    prop_oneof![
+        3 => (0..AGENTS.len()).prop_map(|agent| Queue::Agent(AGENTS[agent].into())),
+        1 => Just(Queue::Pool),
+        1 => Just(Queue::External),
+    ]
 }
 
 fn any_load() -> impl Strategy<Value = Load> {
     let agent = || (0..AGENTS.len()).prop_map(|agent| AGENTS[agent].to_owned());
     prop_oneof![
-        (agent(), 0..4u32, any::<bool>(), 0..9u64).prop_map(|(agent, capacity, open, seq)| Load::Agent {
-            agent,
-            setting: setting(capacity, open, seq)
-        }),
+        (agent(), 0..4u32, any::<bool>(), 0..9u64, any::<bool>()).prop_map(
+            |(agent, capacity, open, seq, external_only)| Load::Agent {
+                agent,
+                setting: AgentSetting { external_only, ..setting(capacity, open, seq) }
+            }
+        ),
         (agent(), any_hold(), 0..9u64).prop_map(|(agent, hold, granted_at_ms)| Load::Slot {
             agent,
             hold,
@@ -133,17 +137,19 @@ fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         9 => (agent(), any_hold(), 0..3u8, 0..4u32)
             .prop_map(|(agent, hold, priority, depth)| Step::AdmitAgent { agent, hold, priority, depth }),
-        9 => (any_hold(), 0..3u8, 0..4u32).prop_map(|(hold, priority, depth)| Step::AdmitPool { hold, priority, depth }),
+        9 => (any_hold(), 0..3u8, 0..4u32, any::<bool>())
+            .prop_map(|(hold, priority, depth, external)| Step::AdmitPool { hold, priority, depth, external }),
         9 => (0..5usize).prop_map(|nth| Step::Confirm { nth }),
         2 => any_hold().prop_map(|hold| Step::ConfirmQueued { hold }),
         9 => any_hold().prop_map(|hold| Step::Settle { hold }),
-        8 => (any_hold(), proptest::option::of(any_hold()), proptest::option::of(agent()), 0..3u8, proptest::option::of(agent()))
+        8 => (any_hold(), proptest::option::of(any_hold()), any_queue(), 0..3u8, proptest::option::of(agent()))
             .prop_map(|(old, new, queue, priority, hold_back)| Step::Requeue { old, new, queue, priority, hold_back }),
         2 => (agent(), any_hold()).prop_map(|(agent, hold)| Step::Adopt { agent, hold }),
         3 => (agent(), agent(), any_hold(), 0..9u64)
             .prop_map(|(from, to, hold, granted_at_ms)| Step::Relocate { from, to, hold, granted_at_ms }),
-        9 => (agent(), 0..4u32, prop::bool::weighted(0.8), 0..30u64)
-            .prop_map(|(agent, capacity, open, seq)| Step::SetAgent { agent, capacity, open, seq }),
+        9 => (agent(), 0..4u32, prop::bool::weighted(0.8), 0..30u64, prop::bool::weighted(0.3)).prop_map(
+            |(agent, capacity, open, seq, external_only)| Step::SetAgent { agent, capacity, open, seq, external_only }
+        ),
         4 => agent().prop_map(|agent| Step::Reopen { agent }),
         1 => (agent(), 0..30u64).prop_map(|(agent, seq)| Step::RemoveAgent { agent, seq }),
         2 => agent().prop_map(|agent| Step::Promote { agent }),
@@ -198,8 +204,9 @@ impl<C: Capacity> Side<C> {
                     c.admit_to_agent(POOL, AGENTS[*agent], hold, ask(*priority, *depth), stamp).await;
                 self.admitted(answer)
             }
-            Step::AdmitPool { hold, priority, depth } => {
-                let answer = c.admit_to_pool(POOL, hold, ask(*priority, *depth), stamp).await;
+            Step::AdmitPool { hold, priority, depth, external } => {
+                let ask = Ask { external: *external, ..ask(*priority, *depth) };
+                let answer = c.admit_to_pool(POOL, hold, ask, stamp).await;
                 self.admitted(answer)
             }
             Step::Confirm { nth } => match Self::nth(&self.grants, *nth) {
@@ -215,7 +222,7 @@ impl<C: Capacity> Side<C> {
                 let requeue = Requeue {
                     old: old.clone(),
                     new: new.as_ref().unwrap_or(old).clone(),
-                    queue: queue(*to),
+                    queue: to.clone(),
                     priority: Priority::new(*priority).unwrap(),
                     hold_back: hold_back.map(|agent| AGENTS[agent].to_owned()),
                 };
@@ -231,8 +238,10 @@ impl<C: Capacity> Side<C> {
                 };
                 self.show(&c.relocate(POOL, &found, AGENTS[*to], 4, stamp).await)
             }
-            Step::SetAgent { agent, capacity, open, seq } => {
-                let answer = c.set_agent(POOL, AGENTS[*agent], setting(*capacity, *open, *seq), stamp).await;
+            Step::SetAgent { agent, capacity, open, seq, external_only } => {
+                let setting =
+                    AgentSetting { external_only: *external_only, ..setting(*capacity, *open, *seq) };
+                let answer = c.set_agent(POOL, AGENTS[*agent], setting, stamp).await;
                 self.promoted(answer, |filled| &filled.promoted)
             }
             Step::Reopen { agent } => {

@@ -2,8 +2,8 @@
 
 use rollcall_capacity::testing::RedisServer;
 use rollcall_capacity::{
-    Capacity, Confirmation, Error, GrantedSlot, Hold, MAX_EXACT, ModelCapacity, Outcome, PAGE, PROMOTE_BATCH,
-    Place, Priority, Queue, Requeue, Stamp,
+    AgentSetting, Ask, Capacity, Confirmation, Error, GrantedSlot, Hold, MAX_EXACT, ModelCapacity, Outcome,
+    PAGE, PROMOTE_BATCH, Place, Priority, Queue, Requeue, Stamp,
 };
 
 use crate::support::*;
@@ -32,6 +32,7 @@ on_both!(
     settling_promotes_one_own_queue_first,
     a_lowered_capacity_is_reached_by_attrition,
     the_least_loaded_agent_gets_pool_work,
+    an_agent_that_no_dispatch_reaches_gets_only_what_needs_none,
     opening_promotes_in_batches,
     an_older_setting_is_ignored,
     a_refused_dispatch_goes_back_and_holds_back,
@@ -181,6 +182,38 @@ async fn the_least_loaded_agent_gets_pool_work<C: Capacity>(c: C) {
     }
     assert_eq!(got, ["big", "small", "big", "big", "small", "big"]);
     assert_eq!(c.inspect_pool(POOL, 9).await.unwrap().free_agents, 0);
+}
+
+async fn an_agent_that_no_dispatch_reaches_gets_only_what_needs_none<C: Capacity>(c: C) {
+    let only = |slots, seq| AgentSetting { external_only: true, ..setting(slots, true, seq) };
+    let external = Ask { external: true, ..ask(5, 9) };
+    with_agent(&c, "dispatched", 1).await;
+    c.set_agent(POOL, "file", only(2, 1), at(1)).await.unwrap();
+    // It goes first for what only it and all others can take, and is left out for the rest.
+    let first = c.admit_to_pool(POOL, &hold("e1"), external, at(2)).await.unwrap();
+    assert_eq!(granted(&first).agent, "file");
+    let push = c.admit_to_pool(POOL, &hold("p1"), ask(5, 9), at(2)).await.unwrap();
+    assert_eq!(granted(&push).agent, "dispatched");
+    assert_eq!(position(&c.admit_to_pool(POOL, &hold("p2"), ask(5, 9), at(2)).await.unwrap()), 1);
+    assert!(c.waiting_with_free(POOL).await.unwrap().is_empty(), "what waits is not for it");
+    assert!(c.promote(POOL, "file", at(3)).await.unwrap().promoted.is_empty());
+    // What it can take passes what it can't, wherever that stands.
+    let second = c.admit_to_pool(POOL, &hold("e2"), external, at(4)).await.unwrap();
+    assert_eq!(granted(&second).agent, "file");
+    assert_eq!(position(&c.admit_to_pool(POOL, &hold("e3"), external, at(4)).await.unwrap()), 2);
+    let freed = c.settle(POOL, &hold("e1"), at(5)).await.unwrap();
+    assert_eq!((names(&freed.promoted), freed.promoted[0].agent.as_str()), (vec!["e3"], "file"));
+    // One by one the rest goes where a dispatch reaches; put back it stays what it is.
+    let freed = c.settle(POOL, &hold("p1"), at(6)).await.unwrap();
+    assert_eq!((names(&freed.promoted), freed.promoted[0].agent.as_str()), (vec!["p2"], "dispatched"));
+    let back = Requeue { hold_back: None, ..refused("e3", "file", Queue::External) };
+    assert_eq!(names(&c.requeue(POOL, &back, at(7)).await.unwrap().promoted), ["e3"]);
+    // Named, it has a queue as everybody.
+    assert_eq!(position(&c.admit_to_agent(POOL, "file", &hold("own"), ask(5, 9), at(8)).await.unwrap()), 1);
+    // Dispatches reach it now: it takes everything.
+    assert_eq!(position(&c.admit_to_pool(POOL, &hold("p3"), ask(5, 9), at(8)).await.unwrap()), 1);
+    let filled = c.set_agent(POOL, "file", setting(4, true, 2), at(9)).await.unwrap();
+    assert_eq!(names(&filled.promoted), ["own", "p3"]);
 }
 
 async fn opening_promotes_in_batches<C: Capacity>(c: C) {

@@ -31,11 +31,11 @@ pub(crate) fn at(now_ms: u64) -> Stamp {
 }
 
 pub(crate) fn ask(priority: u8, queue_depth: u32) -> Ask {
-    Ask { priority: Priority::new(priority).unwrap(), queue_depth }
+    Ask { priority: Priority::new(priority).unwrap(), queue_depth, external: false }
 }
 
 pub(crate) fn setting(capacity: u32, open: bool, setting_seq: u64) -> AgentSetting {
-    AgentSetting { capacity, open, setting_seq }
+    AgentSetting { capacity, open, external_only: false, setting_seq }
 }
 
 /// An empty pool that is ready.

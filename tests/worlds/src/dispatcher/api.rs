@@ -44,6 +44,7 @@ impl Dispatcher {
         let ask = Ask {
             priority: decide::priority_of(&Execution::submitted(request.clone(), 0, self.now())),
             queue_depth: QUEUE_DEPTH,
+            external: request.delivery == rollcall_core::wire::Delivery::External,
         };
         let admitted = self.in_capacity(|c| self.admit(c, request.agent_id.as_ref(), &hold, ask)).await;
         let Some(admission) = admitted else { return false };
@@ -95,7 +96,11 @@ impl Dispatcher {
     async fn find_place(self: &Rc<Self>, id: &ExecutionId) {
         let Some(execution) = self.execution(id).filter(|e| e.state == State::Queued) else { return };
         let hold = decide::hold(&execution, execution.attempt);
-        let ask = Ask { priority: decide::priority_of(&execution), queue_depth: u32::MAX };
+        let ask = Ask {
+            priority: decide::priority_of(&execution),
+            queue_depth: u32::MAX,
+            external: execution.is_external(),
+        };
         let agent = execution.request.agent_id.as_ref();
         let admitted = self.in_capacity(|c| self.admit(c, agent, &hold, ask)).await;
         let Some(admitted) = admitted else { return };

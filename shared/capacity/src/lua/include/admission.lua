@@ -27,6 +27,7 @@ local function queued_or_full(member, queue, depth, promoted)
   end
   if call('ZCARD', queue) - 1 >= depth then
     call('ZREM', queue, member)
+    call('ZREM', external_key, member)
     call('HDEL', where_key, member)
     return finish(#promoted > 0, { 0, 0, 'full', '', 0, promoted })
   end

@@ -10,6 +10,8 @@ local meta_key = KEYS[1]
 local base = string.sub(meta_key, 1, -5)
 local where_key, free_key, pool_queue = base .. 'where', base .. 'free', base .. 'queue'
 local unconfirmed_key, agents_key = base .. 'unconfirmed', base .. 'agents'
+-- What in the pool's queue needs no dispatch (same scores), and the free agents that take nothing else.
+local external_key, free_external_key = base .. 'external', base .. 'free_external'
 local call = redis.call
 
 local function whole(number)
