@@ -88,6 +88,10 @@ pub struct Claims {
     pub answered: bool,
     /// It was asked for the first time, so that `answered` means something.
     pub greeted: bool,
+    /// A list that comes sooner after the last one that counted vouches for what it names, and counts against nothing.
+    pub spacing_ms: u64,
+    /// When that came.
+    counted_at: Option<Timestamp>,
     listed: Vec<Listed>,
     missing: Vec<Missing>,
     extra: Vec<Extra>,
@@ -122,6 +126,8 @@ impl Claims {
             said_gone: false,
             answered: false,
             greeted: false,
+            spacing_ms: 0,
+            counted_at: None,
             listed: Vec::new(),
             missing: Vec::new(),
             extra: Vec::new(),
@@ -145,6 +151,7 @@ impl Claims {
     pub fn void(&mut self) {
         self.last_at = None;
         self.listed_at = None;
+        self.counted_at = None;
         for missing in &mut self.missing {
             missing.times = 0;
         }
@@ -218,8 +225,12 @@ impl Claims {
             }
             self.listed.push(listed);
         }
-        self.count_missing(expect, now, &mut odd);
-        self.count_extra(expect, now, &mut odd);
+        let counts = self.counted_at.is_none_or(|at| now.since_ms(at) >= self.spacing_ms);
+        if counts {
+            self.counted_at = Some(now);
+        }
+        self.count_missing(expect, counts, now, &mut odd);
+        self.count_extra(expect, counts, now, &mut odd);
         odd
     }
 
@@ -227,7 +238,7 @@ impl Claims {
         self.listed.iter().find(|l| l.attempt == attempt && l.id == *id)
     }
 
-    fn count_missing(&mut self, expect: &impl Expectation, now: Timestamp, odd: &mut Oddities) {
+    fn count_missing(&mut self, expect: &impl Expectation, counts: bool, now: Timestamp, odd: &mut Oddities) {
         let mut before = std::mem::take(&mut self.missing);
         let named: HashSet<(&str, u32)> = self.listed.iter().map(|l| (l.id.as_str(), l.attempt)).collect();
         let mut still: Vec<Missing> = Vec::new();
@@ -241,7 +252,7 @@ impl Claims {
                 None => Missing { id: id.clone(), attempt, since: now, first: None, times: 0 },
             };
             // Inside the grace absence is no evidence; the count begins with the first list beyond it.
-            if now >= grace_until {
+            if counts && now >= grace_until {
                 if missing.times == 0 {
                     missing.since = now;
                 }
@@ -260,7 +271,7 @@ impl Claims {
         self.missing = still;
     }
 
-    fn count_extra(&mut self, expect: &impl Expectation, now: Timestamp, odd: &mut Oddities) {
+    fn count_extra(&mut self, expect: &impl Expectation, counts: bool, now: Timestamp, odd: &mut Oddities) {
         let mut before = std::mem::take(&mut self.extra);
         for listed in &self.listed {
             if expect.holds(&listed.id, listed.attempt) {
@@ -288,8 +299,8 @@ impl Claims {
                 }
                 _ => {}
             }
-            extra.times = extra.times.saturating_add(1);
-            if extra.known == Known::NotTheirs && extra.times == crate::zombie::ZOMBIE_TIMES {
+            extra.times = extra.times.saturating_add(u32::from(counts));
+            if counts && extra.known == Known::NotTheirs && extra.times == crate::zombie::ZOMBIE_TIMES {
                 odd.lasting_extras.push((listed.id.clone(), listed.attempt));
             }
             let facts = crate::zombie::ClaimFacts {
@@ -418,6 +429,31 @@ mod tests {
         assert_eq!(claims.list(&[], &log, t(150)).missing, [id("x")], "to be looked at");
         let anew = Listing::Unlisted { since: t(150), first: t(130), times: 1 };
         assert_eq!(claims.listing(&id("x"), 1), anew, "what was counted before is void");
+    }
+
+    #[test]
+    fn lists_that_come_too_soon_vouch_and_count_against_nothing() {
+        let log = Log(vec![(id("x"), 1, t(0))]);
+        let mut claims = claims();
+        claims.spacing_ms = 100;
+        assert_eq!(claims.list(&[claim("z", 1.0)], &log, t(10)).missing, []);
+        let odd = claims.list(&[claim("z", 1.0)], &log, t(109));
+        assert_eq!((odd.missing, odd.extras_due), (vec![], false));
+        assert_eq!(claims.listing(&id("x"), 1), Listing::Unlisted { since: t(10), first: t(10), times: 1 });
+        let odd = claims.list(&[claim("z", 1.0)], &log, t(110));
+        assert_eq!((odd.missing, odd.extras_due), (vec![id("x")], true));
+        // One that names it ends the row, however soon it comes.
+        claims.list(&[claim("x", 1.0)], &log, t(120));
+        assert!(matches!(claims.listing(&id("x"), 1), Listing::Listed { .. }));
+        assert_eq!(claims.list(&[], &log, t(130)).missing, []);
+        assert_eq!(claims.listing(&id("x"), 1), Listing::Unlisted { since: t(130), first: t(130), times: 0 });
+        assert_eq!(claims.list(&[], &log, t(210)).missing, []);
+        assert_eq!(claims.list(&[], &log, t(310)).missing, [id("x")]);
+        // What is void was not counted either.
+        claims.void();
+        claims.list(&[], &log, t(311));
+        let anew = Listing::Unlisted { since: t(311), first: t(210), times: 1 };
+        assert_eq!(claims.listing(&id("x"), 1), anew);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use rollcall_control::CALLS_MAX;
-use rollcall_core::{AgentId, ExecutionId, InstanceId, event::SystemEventKind};
+use rollcall_core::{AgentId, ExecutionId, InstanceId, agent::Status, event::SystemEventKind};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     edge::{self, Answer},
     report::{CycleReport, Registry},
     shared::Shared,
+    state::AgentEntry,
 };
 
 /// Errors that a `recovery_failing` event names.
@@ -72,7 +73,12 @@ pub async fn run_cycle(shared: &Shared, dry_run: bool) -> Option<CycleReport> {
 
 async fn call_registries(shared: &Shared) -> Registry {
     let agents: Vec<(AgentId, InstanceId)> = shared.with(|world, _| {
-        let driven = world.agents.values().filter(|entry| entry.agent.control().is_some());
+        // Who is gone and holds nothing is asked nothing any more.
+        let concerns = |entry: &&AgentEntry| {
+            entry.agent.control().is_some()
+                && (entry.agent.status != Some(Status::Gone) || !entry.held.is_empty())
+        };
+        let driven = world.agents.values().filter(concerns);
         driven
             .filter_map(|entry| {
                 let instance = entry.agent.instance_id.clone()?;
@@ -83,7 +89,7 @@ async fn call_registries(shared: &Shared) -> Registry {
     let asked = agents.len();
     let unreachable = stream::iter(agents)
         .map(|(agent, instance)| async move {
-            match edge::look(shared, &agent, &instance).await {
+            match edge::look_anew(shared, &agent, &instance).await {
                 Answer::Void | Answer::NoResponders => 1,
                 Answer::None(reason) => {
                     tracing::debug!(agent_id = %agent, reason, "registry skipped in this cycle");

@@ -190,6 +190,10 @@ impl Case<'_> {
             true_at: gone_at,
             fell_due_at: gone_at,
         };
+        // Nobody said goodbye: an operator took it away, or a probe failed for long. Its registry may tell more.
+        if self.facts.channel.driven && !self.facts.channel.said_gone {
+            return self.once_away(&ground, (Row::GoneVouched, Row::AgentGone), alarm);
+        }
         Some(self.conclude(&ground, TerminateOutcome::NotAttempted))
     }
 
@@ -222,13 +226,29 @@ impl Case<'_> {
             return None;
         }
         let away_at = facts.unvouched_since(since);
-        let stale_at = self.stale_at(away_at);
-        let ground = |row, reason| Ground { row, reason, true_at: away_at, fell_due_at: away_at };
-        let restarted = ground(Row::AgentRestarted, RecoveryReason::AgentRestarted);
+        let ground = Ground {
+            row: Row::AgentRestarted,
+            reason: RecoveryReason::AgentRestarted,
+            true_at: away_at,
+            fell_due_at: away_at,
+        };
+        self.once_away(&ground, (Row::SupersededVouched, Row::SupersededUnsure), alarm)
+    }
+
+    /// Concludes once the instance, asked, does not hold it or is away; until then the row says whether it is known
+    /// to work on it.
+    fn once_away(
+        &self,
+        ground: &Ground,
+        (vouched, unsure): (Row, Row),
+        alarm: &mut Alarm,
+    ) -> Option<Judgement> {
+        let facts = self.facts;
+        let stale_at = self.stale_at(ground.fell_due_at);
         match facts.edge {
-            Edge::Unasked => Some(say(Row::AgentRestarted, Verdict::Look(Look::Instance))),
+            Edge::Unasked => Some(say(ground.row, Verdict::Look(Look::Instance))),
             Edge::Lists => {
-                alarm.at(self.next_word(), Row::SupersededVouched);
+                alarm.at(self.next_word(), vouched);
                 None
             }
             Edge::ListsNot { .. } if self.now < facts.grace_until(self.limits) => {
@@ -236,10 +256,10 @@ impl Case<'_> {
                 None
             }
             Edge::ListsNot { times } if times >= UNLISTED_TIMES || self.is_unlisted() => {
-                Some(self.conclude(&restarted, TerminateOutcome::NotRunning))
+                Some(self.conclude(ground, TerminateOutcome::NotRunning))
             }
             Edge::ListsNot { .. } => {
-                alarm.at(self.next_word(), Row::SupersededUnsure);
+                alarm.at(self.next_word(), unsure);
                 None
             }
             Edge::Void => {
@@ -247,7 +267,7 @@ impl Case<'_> {
                 None
             }
             Edge::NoResponders | Edge::NoAnswer if self.is_away() && !facts.canary => {
-                Some(say(Row::AgentRestarted, Verdict::Look(Look::Canary)))
+                Some(say(ground.row, Verdict::Look(Look::Canary)))
             }
             // Silence alone condemns nobody while the breaker is open.
             Edge::NoResponders | Edge::NoAnswer
@@ -257,16 +277,16 @@ impl Case<'_> {
                     alarm.at(self.next_word().min(stale_at), Row::Suspended);
                     return None;
                 }
-                let stale = ground(Row::Stale, RecoveryReason::Stale);
+                let stale = Ground { row: Row::Stale, reason: RecoveryReason::Stale, ..*ground };
                 Some(self.conclude(&stale, TerminateOutcome::NotAttempted))
             }
             Edge::NoResponders | Edge::NoAnswer if self.is_away() => {
-                Some(self.conclude(&restarted, TerminateOutcome::NotAttempted))
+                Some(self.conclude(ground, TerminateOutcome::NotAttempted))
             }
             Edge::NoResponders | Edge::NoAnswer => {
                 let quiet_at = self.quiet_at().filter(|at| *at > self.now);
                 let again = quiet_at.unwrap_or_else(|| self.next_word());
-                alarm.at(self.silent_at_or_next_word().min(again), Row::SupersededUnsure);
+                alarm.at(self.silent_at_or_next_word().min(again), unsure);
                 None
             }
         }

@@ -10,12 +10,16 @@ use rollcall_core::{
 };
 use rollcall_nats::RequestError;
 
-use rollcall_control::{Control, RegistryError};
+use rollcall_control::{Control, RegistryError, RegistryList};
+use tokio::time::Instant;
 
 use crate::{config::ms, shared::Shared};
 
 /// How long an instance may take to say what it holds.
 pub const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+/// A registry's answer serves everybody who asks within so long; never longer than half a cycle, nor than the dispatch
+/// grace, so that it came after the dispatch of whatever it may count against.
+const ANSWER_SHARED_FOR: Duration = Duration::from_secs(1);
 /// What an agent gets beyond the grace to confirm an end.
 pub const TERMINATE_SLACK: Duration = Duration::from_secs(2);
 
@@ -50,16 +54,28 @@ fn control(shared: &Shared, agent: &AgentId) -> Option<Control> {
     shared.with(|world, _| world.agents.get(agent).and_then(|e| Control::of(&e.agent)))
 }
 
-/// Asks an instance what it holds.
+/// Asks an instance what it holds. The registry of an agent that is driven over HTTP is not asked again when it has
+/// answered a moment ago.
 pub async fn look(shared: &Shared, agent: &AgentId, instance: &InstanceId) -> Answer {
+    let settings = &shared.settings;
+    let shared_for = ANSWER_SHARED_FOR.min(settings.cycle_interval / 2).min(settings.dispatch_grace);
+    let now = Instant::now();
+    look_since(shared, agent, instance, now.checked_sub(shared_for).unwrap_or(now)).await
+}
+
+/// The same, for the cycle's own call: an answer from before it does not do.
+pub async fn look_anew(shared: &Shared, agent: &AgentId, instance: &InstanceId) -> Answer {
+    look_since(shared, agent, instance, Instant::now()).await
+}
+
+async fn look_since(shared: &Shared, agent: &AgentId, instance: &InstanceId, not_before: Instant) -> Answer {
     if let Some(endpoint) = control(shared, agent) {
-        return match shared.registries.running(&endpoint, LOOK_TIMEOUT).await {
-            Ok(ids) => {
-                let interval = ms(shared.settings.cycle_interval);
-                shared.with(|world, now| {
-                    world.registry(agent, &ids.iter().cloned().collect(), interval, now);
-                });
-                Answer::HoldsAnyAttempt(ids)
+        let interval = ms(shared.settings.cycle_interval);
+        let news = |list: &RegistryList| shared.with(|world, now| world.registry(agent, list, interval, now));
+        let of = (agent, &endpoint);
+        return match shared.answers.get(&shared.registries, of, not_before, LOOK_TIMEOUT, news).await {
+            Ok(RegistryList { running, known }) => {
+                Answer::HoldsAnyAttempt(running.into_iter().chain(known).collect())
             }
             Err(RegistryError::Ours(_)) => Answer::Void,
             // Our own guard refuses its URL: that says nothing about the agent, its instance may still answer here.

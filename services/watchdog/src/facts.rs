@@ -56,6 +56,8 @@ pub struct Channel {
     pub said_gone: bool,
     /// It answered a request before, so that "no responders" means something.
     pub answered: bool,
+    /// It is driven over HTTP: there its registry can be asked, whatever became of its heartbeats.
+    pub driven: bool,
 }
 
 /// Whether the holding instance lists the execution (this attempt).

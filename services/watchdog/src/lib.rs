@@ -4,6 +4,7 @@
 //! Pure: [`facts`], [`decide`], [`matrix`], [`zombie`], [`claims`], [`state`], [`sight`], [`breaker`], [`due`],
 //! [`effect`], [`report`]. The rest carries out what they say.
 
+pub mod answers;
 pub mod breaker;
 pub mod claims;
 pub mod config;

@@ -83,9 +83,9 @@ rows! {
     AgentRestarted = "agent_restarted", "its agent runs as a new instance and the old one is away",
         "no responders where it used to answer and a heartbeat overdue, or silent to the threshold (which counts for nothing while the breaker is open), or two lists without it; a canary came back, no report waits";
     GoneVouched = "gone_vouched", "its agent was forgotten and we still hear it",
-        "its heartbeats reach us and list the execution: alive until they fall silent";
+        "its heartbeats reach us and list the execution, or its registry, asked over HTTP, does: alive until they fall silent";
     AgentGone = "agent_gone", "its agent said goodbye or was forgotten",
-        "a gone event of its instance in the log, no report waits";
+        "a gone event of its instance in the log, no report waits; driven over HTTP and gone without a word, its registry answered twice without it or is silent to the threshold";
     Cancelling = "cancelling", "somebody asked for its end, not confirmed yet",
         "the dispatcher terminates it again and again; every loss ends it as cancelled; the safety net is the watchdog's";
     Withheld = "withheld", "there is a ground, and a final report waits on the bus or has yet to get there",
@@ -131,6 +131,7 @@ pub fn healthy_sample() -> (Facts, Timestamp) {
             interval_ms: 5_000,
             said_gone: false,
             answered: true,
+            driven: false,
         },
         listing: Listing::Listed {
             at: at(10 * MINUTE - 1_000),

@@ -240,8 +240,12 @@ async fn lay_to_rest(shared: &Shared, agent: &AgentId, instance: &InstanceId) {
         // The log's own word, from its leader, before anything is ended.
         let Ok(known) = follow::refresh(shared, &id).await else { return };
         let theirs = shared.with(|world, _| {
+            // Over HTTP the end is asked for by id alone: it would be the end of whatever attempt it holds by now.
+            let any = world.agents.get(agent).is_some_and(|entry| entry.agent.control().is_some());
             let held = world.executions.get(&id).and_then(Execution::holder);
-            held.is_some_and(|h| h.agent_id == *agent && h.instance_id == *instance && h.number == attempt)
+            held.is_some_and(|h| {
+                h.agent_id == *agent && (any || h.instance_id == *instance && h.number == attempt)
+            })
         });
         let known = if known.is_none() { Known::Nothing } else { Known::NotTheirs };
         if known == Known::Nothing || theirs || verdict == ClaimVerdict::Read {

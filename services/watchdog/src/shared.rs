@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use rollcall_control::Registries;
 
-use crate::{ears::Ears, report::Ledger, state::World};
+use crate::{answers::Answers, ears::Ears, report::Ledger, state::World};
 
 /// Shared by all tasks.
 pub struct Shared {
@@ -42,6 +42,8 @@ pub struct Shared {
     pub ears: Ears,
     /// Registries over HTTP.
     pub registries: Registries,
+    /// What they answered a moment ago.
+    pub answers: Answers,
     /// Cycles and their reports.
     pub ledger: Ledger,
 }
@@ -62,6 +64,7 @@ impl Shared {
             source: context.event_source(),
             ears: Ears::default(),
             registries: Registries::new(&settings.allow_cidrs),
+            answers: Answers::default(),
             ledger: Ledger::default(),
             settings,
         })

@@ -254,6 +254,7 @@ impl World {
                 interval_ms: self.config.limits.interval_ms,
                 said_gone: false,
                 answered: false,
+                driven: false,
             },
             listing: Listing::Unknown,
             vouched_at: trouble.and_then(|t| t.vouched_at),
@@ -273,6 +274,7 @@ impl World {
             let claims = entry.claims_of(held.instance_id.as_str());
             facts.standing = standing(&entry.agent, &held.instance_id, claims);
             facts.channel.interval_ms = self.interval_of(entry, &held.instance_id, claims);
+            facts.channel.driven = entry.agent.control().is_some();
             if let Some(claims) = claims {
                 facts.channel.last_at = claims.last_at;
                 facts.channel.said_gone = claims.said_gone;

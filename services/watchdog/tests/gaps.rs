@@ -147,7 +147,12 @@ fn what_was_sent_while_we_were_blind_is_no_hole() {
         sim.see();
         if registry {
             for agent in 0..20 {
-                sim.world.registry(&id(agent), &std::collections::HashSet::new(), INTERVAL_MS, sim.now);
+                sim.world.registry(
+                    &id(agent),
+                    &rollcall_control::RegistryList::default(),
+                    INTERVAL_MS,
+                    sim.now,
+                );
             }
         }
         sim.round(20, 30);

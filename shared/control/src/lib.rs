@@ -7,4 +7,4 @@ mod registry;
 
 pub use guard::{Guard, Refusal, Trust};
 pub use ours::{is_ours, resolve};
-pub use registry::{CALLS_MAX, Control, Registries, RegistryError};
+pub use registry::{CALLS_MAX, Control, Registries, RegistryError, RegistryList};

@@ -1,9 +1,15 @@
 //! Agents that are driven over HTTP (PROTOCOL.md 2.4): what they run, and ending something. The URL came from the
 //! agent, so the address that is really used is checked against the guard.
 
-use std::{error::Error, io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use reqwest::{
     Url,
     dns::{Addrs, Name, Resolve, Resolving},
@@ -22,7 +28,7 @@ const IDLE_PER_HOST_MAX: usize = 1;
 pub const CALLS_MAX: usize = 512;
 
 /// Why a registry call failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum RegistryError {
     /// Its URL may not be used.
     #[error("its control url {url:?} may not be used: {reason}")]
@@ -43,6 +49,16 @@ pub enum RegistryError {
     Ours(String),
 }
 
+/// What a registry names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RegistryList {
+    /// What runs there.
+    pub running: Vec<ExecutionId>,
+    /// What it knows of besides: accepted and not begun, or finished a moment ago, so that whoever orchestrates it
+    /// may not have said so yet. None of it has gone missing; none of it runs.
+    pub known: Vec<ExecutionId>,
+}
+
 /// Where an agent is driven, and who said so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Control {
@@ -59,11 +75,15 @@ impl Control {
     }
 }
 
+/// How names become addresses.
+type Names = dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync;
+
 /// The guard, asked for every address that a name leads to.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Guarded {
     guard: Guard,
     trust: Trust,
+    names: Arc<Names>,
 }
 
 impl Guarded {
@@ -92,9 +112,9 @@ impl Guarded {
 
 impl Resolve for Guarded {
     fn resolve(&self, name: Name) -> Resolving {
-        let Self { guard, trust } = self.clone();
+        let Self { guard, trust, names } = self.clone();
         Box::pin(async move {
-            let addresses = resolve(name.as_str(), 0).await?;
+            let addresses = names(name.as_str().to_owned()).await?;
             // One bad address refuses the name: which one is used is not ours to choose.
             for address in &addresses {
                 guard.check(address.ip(), trust)?;
@@ -125,8 +145,12 @@ impl Registries {
     /// `allowed`: private ranges that agents may name.
     #[must_use]
     pub fn new(allowed: &[Cidr]) -> Self {
+        Self::with_names(allowed, Arc::new(|name| async move { resolve(&name, 0).await }.boxed()))
+    }
+
+    fn with_names(allowed: &[Cidr], names: Arc<Names>) -> Self {
         let of = |trust| {
-            let guarded = Guarded { guard: Guard::new(allowed.to_vec()), trust };
+            let guarded = Guarded { guard: Guard::new(allowed.to_vec()), trust, names: Arc::clone(&names) };
             let client = guarded.client();
             (guarded, client)
         };
@@ -156,15 +180,11 @@ impl Registries {
         Ok((client, url))
     }
 
-    /// What it knows: running, accepted and not started, and finished a moment ago.
+    /// What it holds, and what it knows of besides.
     ///
     /// # Errors
     /// See [`RegistryError`].
-    pub async fn running(
-        &self,
-        control: &Control,
-        timeout: Duration,
-    ) -> Result<Vec<ExecutionId>, RegistryError> {
+    pub async fn running(&self, control: &Control, timeout: Duration) -> Result<RegistryList, RegistryError> {
         let (client, url) = self.prepare(control, &["api", "executions", "running"])?;
         let _place = self.places.acquire().await.map_err(|error| RegistryError::Ours(error.to_string()))?;
         let call = async {
@@ -220,104 +240,17 @@ fn failed(error: &(dyn Error + 'static)) -> RegistryError {
 }
 
 /// Null, malformed and empty entries are skipped.
-fn read_running(body: &[u8]) -> Result<Vec<ExecutionId>, RegistryError> {
+fn read_running(body: &[u8]) -> Result<RegistryList, RegistryError> {
     let running: Running = serde_json::from_slice(body)
         .map_err(|error| RegistryError::Answer(format!("what is no list of executions: {error}")))?;
     let executions =
         running.executions.ok_or_else(|| RegistryError::Answer("an object without executions".to_owned()))?;
-    let named = executions.iter().filter_map(|entry| entry.get("execution_id")?.as_str());
-    // What has just finished there is known there: whoever orchestrates it may not have said so yet.
+    let id = |entry: &serde_json::Value| ExecutionId::new(entry.as_str()?).ok();
+    let running_there = executions.iter().filter_map(|entry| id(entry.get("execution_id")?)).collect();
     let others = [running.pending_ids, running.recently_completed_ids];
-    let others = others.iter().flatten().flatten().filter_map(|id| id.as_str());
-    Ok(named.chain(others).filter_map(|id| ExecutionId::new(id).ok()).collect())
+    let known = others.iter().flatten().flatten().filter_map(id).collect();
+    Ok(RegistryList { running: running_there, known })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn control(url: &str, trust: Trust) -> Control {
-        Control { endpoint: Endpoint { kind: "http".to_owned(), url: url.to_owned() }, trust }
-    }
-
-    #[test]
-    fn literals_are_checked_however_they_are_written() {
-        let registries = Registries::new(&[]);
-        for bad in
-            ["http://127.0.0.1:80", "http://[::1]/", "http://2130706433/", "ftp://x/", "http://0x7f.1/"]
-        {
-            assert!(registries.prepare(&control(bad, Trust::Agent), &[]).is_err(), "{bad}");
-        }
-        assert!(registries.prepare(&control("http://10.0.0.7", Trust::Operator), &[]).is_ok());
-        assert!(registries.prepare(&control("http://169.254.169.254", Trust::Operator), &[]).is_err());
-    }
-
-    #[tokio::test]
-    async fn a_name_that_leads_to_a_private_address_is_refused() {
-        let registries = Registries::new(&[]);
-        let control = control("http://localhost:9", Trust::Agent);
-        let error = registries.running(&control, Duration::from_secs(2)).await.unwrap_err();
-        assert!(error.to_string().contains("ROLLCALL_ALLOW_CIDRS"), "{error}");
-    }
-
-    /// An error with a cause, as the client wraps them.
-    #[derive(Debug, thiserror::Error)]
-    #[error("sending the request")]
-    struct Wrapped(#[source] io::Error);
-
-    #[test]
-    fn our_own_limits_are_not_held_against_the_agent() {
-        for code in [24, 23, 105, 101, 99] {
-            let error = failed(&Wrapped(io::Error::from_raw_os_error(code)));
-            assert!(matches!(error, RegistryError::Ours(_)), "{code}: {error}");
-        }
-        for code in [111, 104, 113, 110] {
-            let error = failed(&Wrapped(io::Error::from_raw_os_error(code)));
-            assert!(matches!(error, RegistryError::Unreachable(_)), "{code}: {error}");
-        }
-    }
-
-    /// Calls wait for a place before their own time begins: many others that hang don't make one time out.
-    #[tokio::test]
-    async fn waiting_for_a_place_is_not_counted_as_the_agents_time() {
-        let mut registries = Registries::new(&["127.0.0.0/8".parse().unwrap()]);
-        registries.places = tokio::sync::Semaphore::new(1);
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(async move {
-            let mut hung = Vec::new();
-            while let Ok((mut stream, _)) = listener.accept().await {
-                use tokio::io::{AsyncReadExt, AsyncWriteExt};
-                let mut request = [0; 1024];
-                let read = stream.read(&mut request).await.unwrap_or(0);
-                if request[..read].starts_with(b"GET /hangs") {
-                    hung.push(stream);
-                    continue;
-                }
-                let answer = "HTTP/1.1 200 OK\r\ncontent-length: 17\r\n\r\n{\"executions\":[]}";
-                let _ = stream.write_all(answer.as_bytes()).await;
-            }
-        });
-        let hangs = control(&format!("{url}/hangs"), Trust::Agent);
-        let answers = control(&url, Trust::Agent);
-        let timeout = Duration::from_millis(500);
-        let (one, two, three) = tokio::join!(
-            registries.running(&hangs, timeout),
-            registries.running(&hangs, timeout),
-            registries.running(&answers, timeout)
-        );
-        assert!(matches!(one, Err(RegistryError::Unreachable(_))), "{one:?}");
-        assert!(matches!(two, Err(RegistryError::Unreachable(_))), "{two:?}");
-        assert_eq!(three.unwrap(), []);
-    }
-
-    #[test]
-    fn odd_entries_of_a_registry_are_skipped() {
-        let body =
-            br#"{"executions":[{"execution_id":"a"},null,{"execution_id":null},{"execution_id":"x.y"},{}],
-            "pending_ids":["p",null,""],"recently_completed_ids":["z",7]}"#;
-        let ids: Vec<String> = read_running(body).unwrap().iter().map(ToString::to_string).collect();
-        assert_eq!(ids, ["a", "p", "z"]);
-        assert!(read_running(b"{}").is_err() && read_running(b"[]").is_err());
-    }
-}
+mod tests;

@@ -161,10 +161,10 @@ impl Agent {
         self.profile.as_ref().map(|p| &p.labels)
     }
 
-    /// Its control endpoint.
+    /// Where it is driven instead of over NATS. A control endpoint of a kind that nobody speaks is none.
     #[must_use]
     pub fn control(&self) -> Option<&Endpoint> {
-        self.profile.as_ref().and_then(|p| p.control.as_ref())
+        self.profile.as_ref().and_then(|p| p.control.as_ref()).filter(|control| control.is_driven())
     }
 
     /// Whether it is given work now. An instance that no longer counts gets none, whatever the status says.

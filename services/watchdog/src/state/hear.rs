@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use rollcall_control::RegistryList;
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Timestamp,
     event::RecoveryReason,
@@ -130,13 +131,8 @@ impl World {
 
     /// The answer of the registry of an agent with `control`: its list, and a sign of life. A registry names neither
     /// attempts nor instances: it speaks for every instance that holds something by the log, and for the current one.
-    pub fn registry(
-        &mut self,
-        agent: &AgentId,
-        ids: &HashSet<ExecutionId>,
-        interval_ms: u64,
-        now: Timestamp,
-    ) {
+    /// What it only knows of (not begun yet, or just finished) is not missing, and is not running either.
+    pub fn registry(&mut self, agent: &AgentId, list: &RegistryList, interval_ms: u64, now: Timestamp) {
         let Some(entry) = self.agents.get_mut(agent) else { return };
         let holder = |id: &ExecutionId| self.executions.get(id).and_then(Execution::holder);
         let mut lists: HashMap<InstanceId, Vec<OwnedClaim>> = HashMap::new();
@@ -146,11 +142,14 @@ impl World {
         if let Some(current) = &entry.agent.instance_id {
             lists.entry(current.clone()).or_default();
         }
-        for id in ids {
+        let running: HashSet<&ExecutionId> = list.running.iter().collect();
+        let known: HashSet<&ExecutionId> = list.known.iter().collect();
+        for id in running.union(&known).copied() {
             let held = holder(id).filter(|held| held.agent_id == *agent);
             let (instance, attempt) = match held {
                 Some(held) => (Some(held.instance_id.clone()), held.number),
-                None => (entry.agent.instance_id.clone(), 0),
+                None if running.contains(id) => (entry.agent.instance_id.clone(), 0),
+                None => continue,
             };
             if let Some(list) = instance.and_then(|instance| lists.get_mut(&instance)) {
                 list.push(OwnedClaim { id: id.clone(), attempt, progress: None });
@@ -162,6 +161,8 @@ impl World {
             if let Some(claims) = entry.claims.get_mut(at) {
                 claims.last_at = Some(now);
                 claims.interval_ms = Some(interval_ms);
+                // Asked whenever somebody wants to know: lists that come at once after another are no second word.
+                claims.spacing_ms = interval_ms / 2;
                 claims.answered = true;
             }
             self.compare(agent.as_str(), at, &list, now);

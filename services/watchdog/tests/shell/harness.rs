@@ -16,11 +16,11 @@ use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Prefix, Timestamp,
     agent::Status,
     event::{
-        AgentEvent, CancelRequested, Completed, Dispatched, Event, EventBody, ExecutionEvent, PayloadRef,
-        Profile, Recovered, Started, StatusChanged, Submitted, Superseded, SystemEventKind,
+        AgentEvent, CancelRequested, Completed, Dispatched, Event, EventBody, ExecutionEvent, Failed,
+        PayloadRef, Profile, Recovered, Started, StatusChanged, Submitted, Superseded, SystemEventKind,
     },
     subject::Subjects,
-    wire::{Delivery, OnLoss},
+    wire::{Delivery, ErrorBody, OnLoss},
 };
 use rollcall_nats::{Append, Bus, EventLog, Reports, ensure_streams, testing::NatsServer};
 use rollcall_service::{Context, Settings};
@@ -273,6 +273,21 @@ impl Fleet {
                 attempt: 1,
                 agent_id: agent_id(agent),
                 instance_id: instance_id(instance),
+            }
+            .into(),
+        )
+        .await;
+    }
+
+    pub async fn fail(&self, id: &str, agent: &str, instance: &str) {
+        self.execution_event(
+            Failed {
+                execution_id: execution_id(id),
+                attempt: 1,
+                agent_id: Some(agent_id(agent)),
+                instance_id: Some(instance_id(instance)),
+                error: ErrorBody { code: "test".to_owned(), message: "it failed".to_owned() },
+                outcome: None,
             }
             .into(),
         )

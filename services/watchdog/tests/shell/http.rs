@@ -16,6 +16,8 @@ pub struct HttpAgent {
 #[derive(Default)]
 struct Inside {
     running: Vec<String>,
+    pending: Vec<String>,
+    completed: Vec<String>,
     terminated: Vec<String>,
     calls: usize,
     pause: std::time::Duration,
@@ -38,6 +40,13 @@ impl HttpAgent {
 
     pub fn runs(&self, ids: &[&str]) {
         self.inside.lock().unwrap().running = ids.iter().map(|id| (*id).to_owned()).collect();
+    }
+
+    /// What it knows of besides: accepted and not begun, and just finished.
+    pub fn knows(&self, pending: &[&str], completed: &[&str]) {
+        let owned = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
+        let mut inside = self.inside.lock().unwrap();
+        (inside.pending, inside.completed) = (owned(pending), owned(completed));
     }
 
     pub fn terminated(&self) -> Vec<String> {
@@ -92,7 +101,9 @@ async fn serve(mut stream: TcpStream, inside: Arc<Mutex<Inside>>) {
                 inside.calls += 1;
                 let executions: Vec<_> =
                     inside.running.iter().map(|id| serde_json::json!({"execution_id": id})).collect();
-                serde_json::json!({"executions": executions}).to_string()
+                serde_json::json!({"executions": executions, "pending_ids": inside.pending,
+                    "recently_completed_ids": inside.completed})
+                .to_string()
             }
             ["POST", path, _] => {
                 let id =

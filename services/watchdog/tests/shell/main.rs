@@ -8,6 +8,7 @@ mod clock;
 mod cycles;
 mod harness;
 mod http;
+mod registries;
 mod sentry;
 
 use std::{cell::RefCell, collections::BTreeMap};

@@ -54,6 +54,16 @@ fn mark() -> Marked {
     }
 }
 
+#[test]
+fn a_control_endpoint_of_an_unknown_kind_drives_nobody() {
+    for (kind, driven) in [("http", true), ("ssh", false), ("HTTP", false), ("", false)] {
+        let control = Endpoint { kind: kind.to_owned(), url: "http://10.0.0.7".to_owned() };
+        let mut agent = Agent::unknown(samples::agent());
+        agent.profile = Some(Profile { control: Some(control), ..profile(1) });
+        assert_eq!(agent.control().is_some(), driven, "{kind}");
+    }
+}
+
 /// An agent and one event after the other.
 struct Story(Agent);
 

@@ -116,6 +116,17 @@ pub struct Endpoint {
     pub url: String,
 }
 
+/// The only kind of control endpoint that anybody is driven at.
+pub const CONTROL_KIND: &str = "http";
+
+impl Endpoint {
+    /// Whether an agent is driven there, if it is its control endpoint.
+    #[must_use]
+    pub fn is_driven(&self) -> bool {
+        self.kind == CONTROL_KIND
+    }
+}
+
 /// The parts of a heartbeat that are compared by their bytes and parsed only when they differ.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Extras {
