@@ -6,6 +6,7 @@ mod stories {
     mod bad_input;
     mod crashes;
     mod deaf;
+    mod file_agents;
     mod judgement;
     mod mass_failure;
     mod ordinary;

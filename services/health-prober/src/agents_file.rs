@@ -1,4 +1,5 @@
 //! Agents that never beat, described by the operator in a TOML file (`ROLLCALL_AGENTS_FILE`), read again when it changes.
+//! What the file looks like is in docs/OPERATIONS.md too.
 //!
 //! ```toml
 //! [[agents]]
@@ -13,15 +14,17 @@
 //! ```
 
 use std::collections::{BTreeMap, HashSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rollcall_core::event::Profile;
-use rollcall_core::wire::{CAPACITY_MAX, DURATION_MS_MAX, Endpoint};
+use rollcall_core::wire::{CAPACITY_MAX, CONTROL_KIND, DURATION_MS_MAX, Endpoint};
 use rollcall_core::{AgentId, InstanceId, Pool};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
+use crate::probe::KINDS as PROBE_KINDS;
 use crate::shell::Input;
 
 /// How often the file is looked at.
@@ -79,7 +82,7 @@ impl FileAgent {
     fn probed(&self) -> Option<Endpoint> {
         self.probe.clone().or_else(|| {
             self.control.as_ref().map(|control| Endpoint {
-                kind: "http".to_owned(),
+                kind: CONTROL_KIND.to_owned(),
                 url: format!("{}/api/executions/running", control.url.trim_end_matches('/')),
             })
         })
@@ -144,8 +147,19 @@ pub fn parse(text: &str) -> Result<Vec<FileAgent>, String> {
         if agent.probe.is_none() && agent.control.is_none() {
             return Err(format!("agent {id}: neither probe nor control, nothing could be known of it"));
         }
-        if let Some(control) = agent.control.as_ref().filter(|control| control.kind != "http") {
-            return Err(format!("agent {id}: control has kind {:?}, only http is driven", control.kind));
+        if let Some(control) = agent.control.as_ref().filter(|control| !control.is_driven()) {
+            return Err(format!(
+                "agent {id}: control has kind {:?}, only {CONTROL_KIND} is driven",
+                control.kind
+            ));
+        }
+        if let Some(probe) = agent.probe.as_ref().filter(|probe| !PROBE_KINDS.contains(&probe.kind.as_str()))
+        {
+            return Err(format!(
+                "agent {id}: probe has kind {:?}, not one of {}",
+                probe.kind,
+                PROBE_KINDS.join(", ")
+            ));
         }
     }
     Ok(file.agents)
@@ -161,31 +175,82 @@ async fn load(path: &Path) -> Result<Vec<FileAgent>, FileError> {
     parse(&text).map_err(|reason| FileError::Invalid { path: path.to_owned(), reason })
 }
 
+/// By what one state of the file is told from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    bytes: u64,
+    inode: u64,
+}
+
+async fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = tokio::fs::metadata(path).await.ok()?;
+    Some(Stamp { modified: metadata.modified().ok(), bytes: metadata.len(), inode: metadata.ino() })
+}
+
+/// Which state of the file is to be read. One that is being written may look whole, with agents missing from it: only a
+/// file that did not change from one look to the next, nor while it was read, says anything.
+#[derive(Debug, Default)]
+struct Changes {
+    last: Option<Stamp>,
+    /// Read to the end, whatever was in it. Nothing else becomes of it until it changes.
+    done: Option<Stamp>,
+    said: Option<String>,
+}
+
+impl Changes {
+    /// Whether the file is to be read now.
+    fn is_due(&mut self, now: Option<Stamp>) -> bool {
+        let steady = self.last == now;
+        self.last = now;
+        steady && (now.is_none() || self.done != now)
+    }
+
+    /// It was read, and then looked like this. What it says, if that counts and is news.
+    fn take(
+        &mut self,
+        read: Result<Vec<FileAgent>, FileError>,
+        after: Option<Stamp>,
+    ) -> Option<Vec<FileAgent>> {
+        if self.last != after {
+            return None;
+        }
+        let error = match read {
+            Ok(agents) => {
+                self.done = after;
+                self.said = None;
+                return Some(agents);
+            }
+            Err(error) => error,
+        };
+        // One that can't be opened is tried again: permissions are no part of the stamp.
+        if matches!(error, FileError::Invalid { .. }) {
+            self.done = after;
+        }
+        let error = format!("{:#}", anyhow::Error::from(error));
+        if self.said.as_ref() != Some(&error) {
+            metrics::counter!("rollcall_agents_file_errors_total").increment(1);
+            tracing::error!("the agents file is not used, what was read before stays: {error}");
+            self.said = Some(error);
+        }
+        None
+    }
+}
+
 /// Reads the file, and again whenever it has changed, for as long as the loop takes what is in it.
 pub(crate) async fn follow(path: PathBuf, inputs: mpsc::Sender<Input>) {
-    let mut seen: Option<(Option<SystemTime>, u64)> = None;
+    let mut changes = Changes::default();
     let mut look = tokio::time::interval(LOOK_INTERVAL);
     loop {
         look.tick().await;
-        let stamp = match tokio::fs::metadata(&path).await {
-            Ok(metadata) => (metadata.modified().ok(), metadata.len()),
-            Err(_) => (None, 0),
-        };
-        if seen == Some(stamp) {
+        if !changes.is_due(stamp(&path).await) {
             continue;
         }
-        seen = Some(stamp);
-        match load(&path).await {
-            Ok(agents) => {
-                tracing::info!(path = %path.display(), agents = agents.len(), "agents file read");
-                if inputs.send(Input::File(agents)).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                metrics::counter!("rollcall_agents_file_errors_total").increment(1);
-                let error = anyhow::Error::from(error);
-                tracing::error!("the agents file is not used, what was read before stays: {error:#}");
+        let read = load(&path).await;
+        if let Some(agents) = changes.take(read, stamp(&path).await) {
+            tracing::info!(path = %path.display(), agents = agents.len(), "agents file read");
+            if inputs.send(Input::File(agents)).await.is_err() {
+                return;
             }
         }
     }
@@ -219,6 +284,57 @@ mod tests {
         assert!(parse("").unwrap().is_empty());
     }
 
+    /// The example in the manual is a file that is read.
+    #[test]
+    fn the_manual_shows_a_file_that_works() {
+        let manual = include_str!("../../../docs/OPERATIONS.md");
+        let (_, rest) = manual.split_once("```toml\n[[agents]]").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
+        let agents = parse(&format!("[[agents]]{example}")).unwrap();
+        assert!(agents.iter().any(|agent| agent.control.is_some() && agent.probe.is_none()));
+        assert!(agents.iter().any(|agent| agent.control.is_none()));
+        for field in ["pool", "timeout_ms", "version", "labels", "probe", "control"] {
+            assert!(example.contains(field), "{field} is not shown");
+        }
+    }
+
+    fn look(bytes: u64) -> Option<Stamp> {
+        Some(Stamp { modified: None, bytes, inode: 1 })
+    }
+
+    fn unreadable() -> Result<Vec<FileAgent>, FileError> {
+        Err(FileError::Io { path: "f".into(), source: std::io::ErrorKind::PermissionDenied.into() })
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_says_nothing() {
+        let mut changes = Changes::default();
+        assert!(!changes.is_due(look(100)), "it may be being written");
+        assert!(changes.is_due(look(100)));
+        assert_eq!(changes.take(Ok(Vec::new()), look(100)), Some(Vec::new()));
+        assert!(!changes.is_due(look(100)), "no news");
+        // Truncated, and whole again at the next look.
+        assert!(!changes.is_due(look(0)) && !changes.is_due(look(120)));
+        assert!(changes.is_due(look(120)));
+        assert_eq!(changes.take(Ok(Vec::new()), look(60)), None, "it was written while it was read");
+        assert!(!changes.is_due(look(60)) && changes.is_due(look(60)));
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_tried_again_and_what_is_wrong_is_not() {
+        let mut changes = Changes::default();
+        assert!(!changes.is_due(look(100)) && changes.is_due(look(100)));
+        assert_eq!(changes.take(unreadable(), look(100)), None);
+        assert!(changes.is_due(look(100)), "its permissions may have changed");
+        let wrong = FileError::Invalid { path: "f".into(), reason: "no".to_owned() };
+        assert_eq!(changes.take(Err(wrong), look(100)), None);
+        assert!(!changes.is_due(look(100)));
+        // Gone, and back as it was: no news.
+        assert!(!changes.is_due(None) && changes.is_due(None));
+        assert_eq!(changes.take(unreadable(), None), None);
+        assert!(!changes.is_due(look(100)) && !changes.is_due(look(100)));
+    }
+
     #[test]
     fn what_is_wrong_is_named() {
         let probe = "probe = { kind = \"tcp\", url = \"h:1\" }";
@@ -228,6 +344,14 @@ mod tests {
             ("[[agents]]\nagent_id = \"a\"\ncapacity = 1".to_owned(), "neither probe nor control"),
             (format!("[[agents]]\nagent_id = \"a\"\ncapacity = 1\ncapcity = 2\n{probe}"), "capcity"),
             (format!("[[agents]]\nagent_id = \"a\"\ncapacity = 1\n{probe}\n").repeat(2), "twice"),
+            (
+                format!("[[agents]]\nagent_id = \"a\"\ncapacity = 1\n{}", probe.replace("tcp", "htttp")),
+                "\"htttp\", not one of http, tcp",
+            ),
+            (
+                format!("[[agents]]\nagent_id = \"a\"\ncapacity = 1\n{}", probe.replace("probe", "control")),
+                "only http is driven",
+            ),
             ("agents = 7".to_owned(), "agents"),
             ("[[agents]".to_owned(), ""),
         ] {

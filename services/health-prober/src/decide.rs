@@ -55,7 +55,8 @@ pub fn next(
     now: Timestamp,
 ) -> Option<Next> {
     let append = |event: AgentEvent| Some(Next::Append(event));
-    if let Some(event) = arrival(&known.agent, live).or_else(|| departure(known, live, now)) {
+    let leaves = || departure(known, live, now).or_else(|| removal(known, live, now));
+    if let Some(event) = arrival(&known.agent, live).or_else(leaves) {
         return append(event);
     }
     if let Some(wish) = wish {
@@ -93,6 +94,16 @@ fn departure(known: &Known, live: &Live, now: Timestamp) -> Option<AgentEvent> {
     let reason = live.reason.as_deref().unwrap_or("gone");
     let mut change = changed(known, live, reason, now);
     change.by = Some("instance".to_owned());
+    Some(AgentEvent::Gone(change))
+}
+
+/// It is not in the agents file any more.
+fn removal(known: &Known, live: &Live, now: Timestamp) -> Option<AgentEvent> {
+    if !live.removed || known.beats() || known.current_is_past() {
+        return None;
+    }
+    let mut change = changed(known, live, "removed from the agents file", now);
+    change.by = Some("operator".to_owned());
     Some(AgentEvent::Gone(change))
 }
 

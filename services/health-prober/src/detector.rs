@@ -48,6 +48,8 @@ pub enum Cause {
     Auth,
     /// Somebody else answered.
     Identity,
+    /// Its only channel is a probe that is not made.
+    NotProbed,
 }
 
 impl Cause {
@@ -66,6 +68,7 @@ impl Cause {
             Self::Protocol => "protocol",
             Self::Auth => "auth",
             Self::Identity => "identity",
+            Self::NotProbed => "not_probed",
         }
     }
 
@@ -83,7 +86,8 @@ impl Cause {
             | Self::Refused
             | Self::Reset
             | Self::Timeout
-            | Self::Status => "unreachable",
+            | Self::Status
+            | Self::NotProbed => "unreachable",
         }
     }
 

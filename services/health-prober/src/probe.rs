@@ -54,6 +54,8 @@ impl Found {
     }
 }
 
+/// The kinds that are probed (PROTOCOL.md 2).
+pub const KINDS: [&str; 7] = ["http", "tcp", "nats", "acp", "a2a", "mcp", "grpc"];
 /// A timeout that is noticed so much later than it was due is our own fault. As long as a stall of the shell's loop.
 pub const LATE_MAX: Duration = Duration::from_millis(250);
 /// What is said of such a timeout.

@@ -54,6 +54,9 @@ pub struct AgentView {
     /// `{kind, url, last_result, checked_at, latency_ms}`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probe: Option<Value>,
+    /// `{kind, url, driven}`: where it wants to be driven, and whether that is a kind that anybody speaks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<Value>,
     /// Executions in its last heartbeat.
     pub executions: u32,
 }
@@ -113,6 +116,9 @@ impl AgentView {
                     "latency_ms": probe.latency_ms,
                 })
             }),
+            control: profile.and_then(|profile| profile.control.as_ref()).map(
+                |control| json!({ "kind": control.kind, "url": control.url, "driven": control.is_driven() }),
+            ),
             executions: live.executions,
         }
     }

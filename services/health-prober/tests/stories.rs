@@ -4,6 +4,8 @@
 
 #[path = "stories/clock.rs"]
 mod clock;
+#[path = "stories/file.rs"]
+mod file;
 #[path = "stories/hearing.rs"]
 mod hearing;
 #[path = "stories/leaving.rs"]

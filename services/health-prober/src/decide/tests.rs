@@ -534,3 +534,37 @@ fn an_agent_fits_its_share_of_memory() {
     let entry = std::mem::size_of::<crate::state::Entry>();
     assert!(entry <= 800, "{entry} bytes");
 }
+
+#[test]
+fn an_agent_that_left_the_file_is_gone_however_often_the_log_refuses_that() {
+    let mut lab = Lab::new();
+    let index = lab.fleet.find_or_add(&AgentId::new(AGENT).unwrap()).unwrap();
+    let instance: rollcall_core::InstanceId = "file-1".parse().unwrap();
+    let row = crate::agents_file::parse(
+        "[[agents]]\nagent_id = \"a\"\ncapacity = 1\nprobe = { kind = \"tcp\", url = \"h:1\" }",
+    )
+    .unwrap();
+    let live = &mut lab.fleet.get_mut(index).unwrap().live;
+    live.meet(instance.clone(), lab.now);
+    live.profile = Some(Box::new(row[0].profile(instance)));
+    assert_eq!(lab.settle(), ["agent.registered"]);
+    lab.fleet.get_mut(index).unwrap().live.removed = true;
+    for _ in 0..3 {
+        // Not appended: it is decided again.
+        let entry = lab.fleet.get(index).unwrap();
+        let Some(Next::Append(AgentEvent::Gone(change))) =
+            next(&entry.known, &entry.live, None, &lab.policy, lab.now)
+        else {
+            panic!("it is not in the file");
+        };
+        assert_eq!(
+            (change.reason.as_str(), change.by.as_deref()),
+            ("removed from the agents file", Some("operator"))
+        );
+    }
+    assert_eq!(lab.settle(), ["agent.gone"]);
+    // Somebody who beats is in no file.
+    lab.beat("i1", 1, "");
+    lab.fleet.get_mut(index).unwrap().live.removed = true;
+    assert_eq!(lab.settle(), Vec::<&str>::new());
+}

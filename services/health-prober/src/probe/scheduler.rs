@@ -168,10 +168,7 @@ impl Scheduler {
 
 /// The probe's kind as a label: only known ones, since agents name them.
 fn kind(target: &Target) -> &'static str {
-    ["http", "tcp", "nats", "acp", "a2a", "mcp", "grpc"]
-        .into_iter()
-        .find(|known| *known == target.endpoint.kind)
-        .unwrap_or("other")
+    super::KINDS.into_iter().find(|known| *known == target.endpoint.kind).unwrap_or("other")
 }
 
 struct Job {

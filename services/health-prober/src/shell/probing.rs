@@ -4,13 +4,11 @@ use std::collections::HashMap;
 
 use rollcall_core::agent::Status;
 use rollcall_core::time::Clock;
-use rollcall_core::wire::Endpoint;
 use rollcall_core::{AgentId, InstanceId};
 use uuid::Uuid;
 
 use super::Shell;
 use crate::agents_file::FileAgent;
-use crate::decide::Wish;
 use crate::detector::{Cause, Channel, Evidence};
 use crate::probe::scheduler::Report;
 use crate::probe::{Found, Target};
@@ -32,10 +30,12 @@ impl Shell {
         let agent = &entry.known.agent;
         let ended =
             agent.status == Some(Status::Gone) && !entry.known.is_fresh() || entry.known.current_is_past();
+        // One of the agents file that was given up is looked for all the same: nothing else would bring it back.
+        let awaited = agent.is_from_file() && self.file.contains_key(&agent.id);
         let wanted = agent
             .profile
             .as_ref()
-            .filter(|_| !ended)
+            .filter(|_| !ended || awaited)
             .and_then(|p| Some((p.probe.clone()?, p.instance_id.clone())));
         let Some((endpoint, instance_id)) = wanted else {
             entry.live.probe = None;
@@ -45,8 +45,8 @@ impl Shell {
             }
             return;
         };
-        let trust =
-            if is_operators(&self.file, &agent.id, &endpoint) { Trust::Operator } else { Trust::Agent };
+        // By the log, as everybody else tells it: also when the file can't be read now.
+        let trust = if agent.is_from_file() { Trust::Operator } else { Trust::Agent };
         let probed = entry.live.probe.as_deref();
         if probed.is_some_and(|p| p.endpoint == endpoint && p.instance_id == instance_id && p.trust == trust)
         {
@@ -112,18 +112,33 @@ impl Shell {
             Found::Bad(cause, words) => (Evidence::Bad(cause), format!("{}: {words}", cause.as_str())),
             Found::Void(words) => (Evidence::Void, format!("void: {words}")),
             Found::Skipped(why) => {
-                // No channel at all: what is not probed is not held against it.
                 if seen.result != why {
                     tracing::warn!(agent_id = %entry.known.agent.id, kind = seen.endpoint.kind, why, "agent is not probed");
                 }
+                if !entry.known.beats() {
+                    // Nothing at all is known of it.
+                    seen.channel.take(Evidence::Bad(Cause::NotProbed), successes);
+                    seen.latency_ms = None;
+                    seen.result = why;
+                    entry.live.settled = false;
+                    self.reconcile(report.index);
+                    return self.rearm(report.index);
+                }
+                // No channel: what is not probed is not held against it.
                 seen.channel = Channel::default();
                 seen.latency_ms = None;
                 seen.result = why;
                 return;
             }
         };
+        let answers = matches!(evidence, Evidence::Good | Evidence::Slow);
         seen.count(evidence, successes, silent);
         seen.result = result;
+        if answers && entry.known.current_is_past() {
+            // An agent of the agents file that was given up is there again.
+            let id = entry.known.agent.id.clone();
+            return self.describe(&id);
+        }
         if seen.channel != before {
             entry.live.settled = false;
             self.reconcile(report.index);
@@ -139,23 +154,14 @@ impl Shell {
         }
         let agents: HashMap<AgentId, FileAgent> =
             agents.into_iter().map(|agent| (agent.agent_id.clone(), agent)).collect();
-        let removed: Vec<Index> = self
-            .fleet
-            .iter()
-            .filter(|(_, entry)| {
-                !entry.known.beats()
-                    && !entry.known.current_is_past()
-                    && !agents.contains_key(&entry.known.agent.id)
-            })
-            .map(|(index, _)| index)
-            .collect();
         self.file = agents;
-        for index in removed {
-            let wish = Wish::Forget { reason: "removed from the agents file".to_owned() };
-            // Nobody waits for the answer.
-            let (reply, _) = tokio::sync::oneshot::channel();
-            self.cold.entry(index).or_default().wishes.push_back((wish, reply));
+        let of_files: Vec<Index> =
+            self.fleet.iter().filter(|(_, entry)| !entry.known.beats()).map(|(index, _)| index).collect();
+        for index in of_files {
+            let Some(entry) = self.fleet.get_mut(index) else { continue };
+            entry.live.removed = !self.file.contains_key(&entry.known.agent.id);
             self.reconcile(index);
+            self.sync_probe(index);
         }
         let ids: Vec<AgentId> = self.file.keys().cloned().collect();
         for id in ids {
@@ -201,13 +207,6 @@ fn nobody_listens(seen: &mut ProbeSeen, nobody: Nobody, words: &str) -> (Evidenc
             (Evidence::Void, "void: no_responders: it never answered there".to_owned())
         }
     }
-}
-
-fn is_operators(file: &HashMap<AgentId, FileAgent>, id: &AgentId, endpoint: &Endpoint) -> bool {
-    file.get(id).is_some_and(|row| {
-        let named = InstanceId::new(FILE_INSTANCE_PREFIX).ok().and_then(|any| row.profile(any).probe);
-        named.as_ref() == Some(endpoint)
-    })
 }
 
 fn new_instance() -> Option<InstanceId> {

@@ -2,7 +2,7 @@
 
 use rollcall_core::Timestamp;
 use rollcall_core::agent::Status;
-use rollcall_core::event::{AgentEvent, StatusChanged};
+use rollcall_core::event::{AgentEvent, Profile, StatusChanged};
 use rollcall_core::time::Clock;
 use rollcall_core::wire::{ApiError, Goodbye};
 use rollcall_core::{AgentId, InstanceId};
@@ -175,10 +175,14 @@ impl Shell {
                 self.say_goodbye(index, event.instance_id.clone(), super::intake::superseded());
             }
             AgentEvent::Registered(profile) => {
+                warn_of_control(profile);
                 tracing::info!(agent_id = %id, instance_id = %profile.instance_id, pool = %profile.pool,
                     capacity = profile.capacity, "agent registered");
             }
-            AgentEvent::Updated(_) => tracing::info!(agent_id = %id, "agent updated"),
+            AgentEvent::Updated(profile) => {
+                warn_of_control(profile);
+                tracing::info!(agent_id = %id, "agent updated");
+            }
             AgentEvent::Flapping(mark)
             | AgentEvent::Settled(mark)
             | AgentEvent::Quarantined(mark)
@@ -215,6 +219,13 @@ impl Shell {
             cold.goodbye.take_if(|due| due.instance == *instance);
             self.tidy(index);
         }
+    }
+}
+
+fn warn_of_control(profile: &Profile) {
+    if let Some(control) = profile.control.as_ref().filter(|control| !control.is_driven()) {
+        tracing::warn!(agent_id = %profile.agent_id, kind = control.kind.escape_debug().to_string(),
+            "its control endpoint is of a kind that nobody speaks: it is driven over NATS");
     }
 }
 

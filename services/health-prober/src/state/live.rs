@@ -113,6 +113,8 @@ pub struct Live {
     pub claims_since: Timestamp,
     /// Its active probe.
     pub probe: Option<Box<ProbeSeen>>,
+    /// The operator took its description out of the agents file.
+    pub removed: bool,
     /// Another prober said last how it is in error; these were our own causes then. The same ones are no reason to
     /// contradict it.
     pub overruled: Option<Causes>,

@@ -1,7 +1,5 @@
 //! Agents that are driven over HTTP: what their registries prove, and what they do not.
 
-use std::sync::Arc;
-
 use rollcall_control::RegistryList;
 use rollcall_core::{
     Prefix,
