@@ -48,7 +48,7 @@ impl Bench {
         };
         let (sender, inputs) = mpsc::channel(INPUTS);
         let scheduler = Scheduler::new(config.probe_interval, Bounds::FULL);
-        let mut shell = Shell::new(&config, scheduler, reach, sender);
+        let mut shell = Shell::new(&config, scheduler, reach, sender, Arc::new(SystemClock::new()));
         shell.ready = true;
         shell.fleet.deaf = false;
         let now = shell.clock.now();
