@@ -252,7 +252,10 @@ impl Claims {
                 None => Missing { id: id.clone(), attempt, since: now, first: None, times: 0 },
             };
             // Inside the grace absence is no evidence; the count begins with the first list beyond it.
-            if counts && now >= grace_until {
+            if now < grace_until {
+                // Dispatched again meanwhile: what was counted then is over.
+                (missing.times, missing.first) = (0, None);
+            } else if counts {
                 if missing.times == 0 {
                     missing.since = now;
                 }
@@ -262,9 +265,6 @@ impl Claims {
                 if missing.times >= crate::facts::UNLISTED_TIMES || first < missing.since {
                     odd.missing.push(id.clone());
                 }
-            } else {
-                // Dispatched again meanwhile: what was counted then is over.
-                (missing.times, missing.first) = (0, None);
             }
             still.push(missing);
         }
