@@ -157,12 +157,12 @@ impl Case<'_> {
         let stale_at = self.stale_at(ground.fell_due_at);
         let (row, reason) = match self.facts.waiting {
             Waiting::Unasked => return say(ground.row, Verdict::Look(Look::Report)),
-            Waiting::Withholds(_) if self.now < stale_at => {
+            _ if !self.is_withheld(ground.reason) => (ground.row, ground.reason),
+            _ if self.now < stale_at => {
                 let again = self.now.plus_ms(REPORT_RECHECK_MS).min(stale_at);
                 return say(Row::Withheld, Verdict::WaitUntil(again));
             }
-            Waiting::Withholds(_) => (Row::Stale, RecoveryReason::Stale),
-            Waiting::Nothing | Waiting::Confirms(_) => (ground.row, ground.reason),
+            _ => (Row::Stale, RecoveryReason::Stale),
         };
         let terminate = match self.facts.waiting {
             // The agent's own word that it is dead.
@@ -171,6 +171,20 @@ impl Case<'_> {
         };
         let true_at = if reason == RecoveryReason::Stale { ground.fell_due_at } else { ground.true_at };
         say(row, Verdict::Recover(Finding { reason, terminate, true_at }))
+    }
+
+    /// Whether a report waits that is the dispatcher's to apply. The word that it is dead is evidence for whoever asks for its
+    /// death: us or another watchdog once it is out of time, or somebody who cancelled it. Else it is its agent's own end
+    /// of it, a failure.
+    const fn is_withheld(&self, reason: RecoveryReason) -> bool {
+        let asked = matches!(reason, RecoveryReason::TimedOut | RecoveryReason::Stalled)
+            || !matches!(self.facts.asked, Asked::No)
+            || self.facts.cancelled_at.is_some();
+        match self.facts.waiting {
+            Waiting::Withholds(_) => true,
+            Waiting::Confirms(_) => !asked,
+            Waiting::Unasked | Waiting::Nothing => false,
+        }
     }
 
     /// The instance said goodbye, or was silent for so long that it was forgotten.

@@ -17,6 +17,9 @@ use crate::{
     zombie::Known,
 };
 
+/// Registry answers this far apart are two words, however long a cycle is: half of the cycle's default.
+const REGISTRY_SPACING_MAX_MS: u64 = 15_000;
+
 impl AgentEntry {
     /// Where the lists of this instance are, made if it is new.
     pub(super) fn place_of(&mut self, instance: &InstanceId) -> usize {
@@ -162,7 +165,7 @@ impl World {
                 claims.last_at = Some(now);
                 claims.interval_ms = Some(interval_ms);
                 // Asked whenever somebody wants to know: lists that come at once after another are no second word.
-                claims.spacing_ms = interval_ms / 2;
+                claims.spacing_ms = (interval_ms / 2).min(REGISTRY_SPACING_MAX_MS);
                 claims.answered = true;
             }
             self.compare(agent.as_str(), at, &list, now);

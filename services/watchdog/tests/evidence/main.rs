@@ -146,6 +146,20 @@ fn a_terminated_report_that_waits_is_the_confirmation() {
     assert_eq!(sim.recovered, [(RecoveryReason::TimedOut, TerminateOutcome::Confirmed, t(2_000))]);
 }
 
+/// Nobody asked for its death: what its agent says is its own end of it, and the dispatcher's to write down.
+#[test]
+fn a_terminated_report_that_nobody_asked_for_withholds_the_verdict_on_absence() {
+    let mut sim = Sim::new(HOUR, None);
+    sim.truth = Truth::Empty;
+    sim.waiting = Waiting::Confirms(Outcome::Terminated);
+    for _ in 0..10 {
+        sim.advance(900);
+        sim.beat(false, 0);
+    }
+    assert!(sim.is_untouched(), "{:?}", sim.recovered);
+    assert_eq!(sim.world.troubles[&execution()].row, Row::Withheld);
+}
+
 #[test]
 fn an_end_whose_answer_was_lost_is_known_by_the_report_or_by_the_list() {
     for report in [true, false] {
