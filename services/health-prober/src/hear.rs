@@ -67,6 +67,11 @@ pub fn hear(
         if known.agent.is_past(&instance) {
             return Ok((Some(index), Heard::Past(instance)));
         }
+        // The newest instance wins: what the log still takes for the current one is about to be superseded by it.
+        let newer = live.instance.as_ref().filter(|newer| !known.agent.is_past(newer));
+        if newer.is_some() && known.agent.instance_id.as_ref() == Some(&instance) {
+            return Ok((Some(index), Heard::Steady));
+        }
         if beat.state == AgentState::Gone {
             return Ok((Some(index), Heard::Stranger(instance)));
         }

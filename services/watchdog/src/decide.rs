@@ -328,10 +328,8 @@ impl Case<'_> {
 
     /// When the instance has been quiet for one and a half intervals, as far as we could hear it: a heartbeat is overdue.
     fn quiet_at(&self) -> Option<Timestamp> {
-        let sight = self.facts.sight_since?;
-        let from = self.facts.channel.last_at.map_or(sight, |last| last.max(sight));
         let interval = self.facts.channel.interval_ms;
-        Some(from.plus_ms(interval + interval / 2))
+        Some(self.facts.heard_from()?.plus_ms(interval + interval / 2))
     }
 
     fn is_unlisted(&self) -> bool {

@@ -184,10 +184,17 @@ impl Facts {
     /// from the last one or from when we began to see. `None` while we are blind.
     #[must_use]
     pub fn silent_at(&self, limits: &Limits) -> Option<Timestamp> {
-        let sight = self.sight_since?;
-        let from = self.channel.last_at.map_or(sight, |last| last.max(sight));
+        let from = self.heard_from()?;
         let interval = self.channel.interval_ms;
         Some(from.plus_ms(interval.saturating_mul(u64::from(limits.failure_threshold)) + interval / 2))
+    }
+
+    /// From when the instance's silence counts: its last heartbeat, or when we began to see. One that we have not heard at all
+    /// was not silent when it was given this: the heartbeat that registered it came before we knew it. `None` while we are
+    /// blind.
+    #[must_use]
+    pub fn heard_from(&self) -> Option<Timestamp> {
+        Some(self.sight_since?.max(self.channel.last_at.unwrap_or(self.dispatched_at)))
     }
 
     /// Whether its instance's own heartbeats speak for it: a list that names it, from a channel that is not silent.

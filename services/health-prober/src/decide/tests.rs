@@ -240,6 +240,19 @@ fn a_new_instance_supersedes_and_the_old_one_never_counts_again() {
 }
 
 #[test]
+fn the_newest_instance_wins_although_the_old_one_speaks_while_that_is_on_its_way_into_the_log() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    let beat = |instance: &str, seq: u64| {
+        format!(r#"{{"instance_id":"{instance}","seq":{seq},"state":"ready","capacity":2,"executions":[]}}"#)
+    };
+    lab.heard(&beat("i2", 1));
+    lab.heard(&beat("i1", 2));
+    assert_eq!(lab.settle(), ["agent.superseded", "agent.registered", "agent.connected"]);
+    assert_eq!(lab.known().agent.instance_id, Some("i2".parse().unwrap()));
+}
+
+#[test]
 fn a_crash_between_the_steps_of_a_takeover_is_finished_by_the_next_heartbeat() {
     for keep in 2..=4 {
         let mut lab = Lab::new();

@@ -146,6 +146,18 @@ fn a_terminated_report_that_waits_is_the_confirmation() {
     assert_eq!(sim.recovered, [(RecoveryReason::TimedOut, TerminateOutcome::Confirmed, t(2_000))]);
 }
 
+#[test]
+fn an_instance_that_we_never_heard_was_not_silent_before_it_got_its_work() {
+    let (mut facts, _) = sample(Row::AgentSilent);
+    facts.channel.last_at = None;
+    facts.channel.interval_ms = 1_000;
+    facts.sight_since = Some(t(0));
+    facts.dispatched_at = t(10_000);
+    assert_eq!(facts.silent_at(&LIMITS), Some(t(13_500)));
+    facts.sight_since = Some(t(20_000));
+    assert_eq!(facts.silent_at(&LIMITS), Some(t(23_500)), "nor before we saw");
+}
+
 /// Nobody asked for its death: what its agent says is its own end of it, and the dispatcher's to write down.
 #[test]
 fn a_terminated_report_that_nobody_asked_for_withholds_the_verdict_on_absence() {
