@@ -86,6 +86,20 @@ pub fn effects(change: &Change) -> Vec<Effect> {
     }
 }
 
+/// An effect as it is due when the log has come to `now`: what does not wait any more gets no place in a queue, because
+/// whoever ended it or took it further has seen to that attempt; what held before is released all the same.
+#[must_use]
+pub fn still_due(effect: Effect, now: Option<&Execution>) -> Effect {
+    match effect {
+        Effect::Requeue { old, new, .. }
+            if now.is_none_or(|e| e.state.is_terminal() || e.attempt != new.attempt) =>
+        {
+            Effect::Settle(old)
+        }
+        due => due,
+    }
+}
+
 /// What Redis has to know of an agent.
 #[must_use]
 pub fn setting(agent: &Agent) -> AgentSetting {

@@ -25,7 +25,8 @@ impl Dispatcher {
     /// Carries out everything that a change means.
     pub(crate) async fn carry_out(self: &Arc<Self>, change: &Change) {
         for effect in decide::effects(change) {
-            match effect {
+            let now = self.ledger.execution(change.after.id());
+            match decide::still_due(effect, now.as_ref()) {
                 Effect::Terminate => self.spawn_cancel(change.after.id().clone(), change.after.attempt),
                 Effect::Settle(hold) => {
                     for pool in self.pools_of(change) {

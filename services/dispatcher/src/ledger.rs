@@ -1,6 +1,9 @@
 //! The log and its fold together: read, decide, append, fold. Every decision of the dispatcher goes through here.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use rollcall_core::{
@@ -13,10 +16,10 @@ use rollcall_core::{
     wire::ApiError,
 };
 use rollcall_nats::{Append, AppendError, Entry, EventLog, ReadError};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use crate::state::{Change, Projection};
+use crate::state::{Change, Logged, Projection};
 
 /// Tries of one decision against a log that moves under it. Each lost try means that somebody else's event
 /// landed, and an execution has few of them.
@@ -64,16 +67,19 @@ impl From<DecideError> for ApiError {
 /// What an entry of the log turned out to be.
 #[derive(Debug)]
 pub(crate) enum Ingested {
-    /// A change to an execution that somebody other than a dispatcher made.
-    Foreign(Box<Change>),
     /// News of an agent.
     Agent(AgentId),
     /// An event of an execution whose beginning is not in memory.
     Unknown(ExecutionId),
     /// No valid event for its subject, or one that can't follow; why.
     Invalid(String),
-    /// Known already, or of no interest.
+    /// Folded, or of no interest.
     Nothing,
+}
+
+/// Whether somebody other than a dispatcher wrote it. What a dispatcher writes, that one carries out.
+fn is_foreign(event: &Event) -> bool {
+    !event.source.starts_with(SOURCE_PREFIX)
 }
 
 /// The log, folded.
@@ -84,19 +90,55 @@ pub(crate) struct Ledger {
     clock: Arc<SystemClock>,
     projection: Mutex<Projection>,
     position: watch::Sender<u64>,
+    live: AtomicBool,
+    foreign: mpsc::UnboundedSender<Vec<Change>>,
 }
 
+/// The changes that others made to executions, each once: those of one execution that were met together, in their order.
+pub(crate) type ForeignChanges = mpsc::UnboundedReceiver<Vec<Change>>;
+
 impl Ledger {
-    /// An empty fold of `log`; `instance` names this process in the events it writes.
+    /// An empty fold of `log`; `instance` names this process in the events it writes. What others change comes out of the
+    /// receiver once the ledger is live.
     #[must_use]
-    pub(crate) fn new(log: EventLog, subjects: Subjects, instance: &str, clock: Arc<SystemClock>) -> Self {
-        Self {
+    pub(crate) fn new(
+        log: EventLog,
+        subjects: Subjects,
+        instance: &str,
+        clock: Arc<SystemClock>,
+    ) -> (Self, ForeignChanges) {
+        let (foreign, changes) = mpsc::unbounded_channel();
+        let ledger = Self {
             log,
             subjects,
             source: format!("{SOURCE_PREFIX}{instance}"),
             clock,
             projection: Mutex::default(),
             position: watch::Sender::new(0),
+            live: AtomicBool::new(false),
+            foreign,
+        };
+        (ledger, changes)
+    }
+
+    /// From here on changes of others are handed out; what was in the log before, the start-up reconcile sees to.
+    /// `true`: it was live before.
+    pub(crate) fn go_live(&self) -> bool {
+        self.live.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether the fold has caught up with the log once.
+    #[must_use]
+    pub(crate) fn is_live(&self) -> bool {
+        self.live.load(Ordering::Acquire)
+    }
+
+    /// Passes on what others changed. Whoever takes the fold past such a change does this, be it the tail or a read that
+    /// is ahead of it: nobody will meet it again.
+    fn hand_out(&self, changes: Vec<Change>) {
+        if !changes.is_empty() && self.is_live() {
+            // Nobody listens any more: the process ends, and the next one reconciles.
+            let _ = self.foreign.send(changes);
         }
     }
 
@@ -161,11 +203,14 @@ impl Ledger {
                 let mut projection = self.lock();
                 let known = projection.execution(body.execution_id()).is_some();
                 match projection.apply_execution(entry.seq, body, event.time) {
-                    Ok(Some(change)) if !event.source.starts_with(SOURCE_PREFIX) => {
-                        Ingested::Foreign(Box::new(change))
+                    Ok(Some(change)) => {
+                        if is_foreign(&event) {
+                            self.hand_out(vec![change]);
+                        }
+                        Ingested::Nothing
                     }
                     Ok(None) if !known => Ingested::Unknown(body.execution_id().clone()),
-                    Ok(_) => Ingested::Nothing,
+                    Ok(None) => Ingested::Nothing,
                     Err(misfit) => Ingested::Invalid(misfit.to_string()),
                 }
             }
@@ -215,25 +260,28 @@ impl Ledger {
         if let Some(known) = self.execution(id).filter(|e| e.seq >= last.seq) {
             return Ok(Some(known));
         }
-        self.load_execution(id).await
+        self.load_execution(id, self.position()).await
     }
 
-    /// The execution from its history in the log.
-    pub(crate) async fn load_execution(&self, id: &ExecutionId) -> Result<Option<Execution>, ReadError> {
+    /// The execution from its history in the log. `delivered`: how far the tail had delivered the log before this was
+    /// called, without the entry that made it necessary.
+    pub(crate) async fn load_execution(
+        &self,
+        id: &ExecutionId,
+        delivered: u64,
+    ) -> Result<Option<Execution>, ReadError> {
         let entries = self.log.history(&self.subjects.execution_event(id)).await?;
-        let events: Vec<(u64, ExecutionEvent, Timestamp)> = entries
-            .iter()
-            .filter_map(|entry| match self.decode(entry) {
-                Ok(Event { body: EventBody::Execution(body), time, .. }) => Some((entry.seq, body, time)),
-                _ => None,
-            })
-            .collect();
-        let mut folded = Execution::fold(events.iter().map(|(seq, body, time)| (*seq, body, *time)));
-        if let (Some(execution), Some(last)) = (&mut folded, entries.last()) {
-            // An invalid entry at the end counts for the next append all the same.
-            execution.seq = execution.seq.max(last.seq);
-            self.lock().insert(execution.clone());
-        }
+        let events: Vec<(u64, Event)> =
+            entries.iter().filter_map(|entry| Some((entry.seq, self.decode(entry).ok()?))).collect();
+        let history = events.iter().filter_map(|(seq, event)| match &event.body {
+            EventBody::Execution(body) => {
+                Some(Logged { seq: *seq, event: body, time: event.time, foreign: is_foreign(event) })
+            }
+            _ => None,
+        });
+        let last = entries.last().map_or(0, |entry| entry.seq);
+        let (folded, changes) = self.lock().catch_up(history, last, delivered);
+        self.hand_out(changes);
         Ok(folded)
     }
 
@@ -298,7 +346,10 @@ impl Ledger {
         for tries in 0..DECISION_TRIES_MAX {
             let execution = match known.take() {
                 Some(execution) => execution,
-                None => self.load_execution(id).await?.ok_or_else(|| DecideError::NotFound(id.clone()))?,
+                None => {
+                    let loaded = self.load_execution(id, self.position()).await?;
+                    loaded.ok_or_else(|| DecideError::NotFound(id.clone()))?
+                }
             };
             let decided = match decision(&execution) {
                 Ok(event) => event,

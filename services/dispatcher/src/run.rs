@@ -67,7 +67,8 @@ async fn life(context: &Context, bus: &Bus, capacity: &RedisCapacity) -> anyhow:
     // Deadlines are written on this clock, and judged by others.
     context.set_clock(&log).await;
     let clock = Arc::clone(&context.clock);
-    let ledger = Ledger::new(log.clone(), subjects.clone(), &context.instance_id.to_string(), clock);
+    let instance = context.instance_id.to_string();
+    let (ledger, foreign) = Ledger::new(log.clone(), subjects.clone(), &instance, clock);
     let cancel = context.shutdown.child_token();
     let dispatcher = Dispatcher::new(Parts {
         ledger,
@@ -78,6 +79,7 @@ async fn life(context: &Context, bus: &Bus, capacity: &RedisCapacity) -> anyhow:
         cancel: cancel.clone(),
     });
     let api = dispatcher.serve().await?;
+    dispatcher.spawn(Arc::clone(&dispatcher).carry_out_foreign(foreign));
     let replayed = CancellationToken::new();
     let mut following = tokio::spawn(Arc::clone(&dispatcher).follow(replayed.clone()));
     let working = async {

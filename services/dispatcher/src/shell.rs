@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     alarms::Alarms,
     config::Config,
-    ledger::{DecideError, Ingested, Ledger},
+    ledger::{DecideError, ForeignChanges, Ingested, Ledger},
     rebuild::RebuildError,
     watch::Waits,
 };
@@ -64,7 +64,6 @@ pub(crate) struct Dispatcher {
     applied: Mutex<HashMap<AgentId, (Pool, AgentSetting)>>,
     pools: Mutex<HashSet<Pool>>,
     audit_wanted: Notify,
-    live: AtomicBool,
     ready: AtomicBool,
     tasks: TaskTracker,
 }
@@ -103,7 +102,6 @@ impl Dispatcher {
             applied: Mutex::default(),
             pools: Mutex::default(),
             audit_wanted: Notify::new(),
-            live: AtomicBool::new(false),
             ready: AtomicBool::new(false),
             tasks: TaskTracker::new(),
         })
@@ -146,7 +144,24 @@ impl Dispatcher {
         !locked(&self.pools).insert(pool.clone())
     }
 
-    /// Folds the log for as long as the process runs; carries out what others decided once the fold is current.
+    /// Carries out what others decided, for as long as the process runs.
+    pub(crate) async fn carry_out_foreign(self: Arc<Self>, mut changes: ForeignChanges) {
+        loop {
+            let met = tokio::select! {
+                met = changes.recv() => met,
+                () = self.cancel.cancelled() => return,
+            };
+            let Some(met) = met else { return };
+            let dispatcher = Arc::clone(&self);
+            self.spawn(async move {
+                for change in &met {
+                    dispatcher.carry_out(change).await;
+                }
+            });
+        }
+    }
+
+    /// Folds the log for as long as the process runs.
     pub(crate) async fn follow(self: Arc<Self>, replayed: CancellationToken) -> Result<(), TailError> {
         let all = self.subjects.all_events();
         let mut tail = self.ledger.log().tail(0, [all.as_str()]);
@@ -158,30 +173,26 @@ impl Dispatcher {
             for entry in &batch.entries {
                 self.fold(entry).await;
             }
-            if batch.caught_up && !self.live.swap(true, Ordering::AcqRel) {
+            if batch.caught_up && !self.ledger.go_live() {
                 replayed.cancel();
             }
         }
     }
 
     async fn fold(self: &Arc<Self>, entry: &Entry) {
-        let live = self.live.load(Ordering::Acquire);
+        let live = self.ledger.is_live();
         match self.ledger.ingest(entry) {
-            Ingested::Foreign(change) if live => {
-                let dispatcher = Arc::clone(self);
-                self.spawn(async move { dispatcher.carry_out(&change).await });
-            }
             Ingested::Agent(id) if live => {
                 let dispatcher = Arc::clone(self);
                 self.spawn(async move { dispatcher.apply_agent(&id).await });
             }
             Ingested::Unknown(id) => {
-                if let Err(error) = self.ledger.load_execution(&id).await {
+                if let Err(error) = self.ledger.load_execution(&id, entry.seq.saturating_sub(1)).await {
                     tracing::warn!(execution_id = %id, %error, "could not read an execution's history");
                 }
             }
             Ingested::Invalid(why) => self.invalid_entry(entry, why, live),
-            Ingested::Foreign(_) | Ingested::Agent(_) | Ingested::Nothing => {}
+            Ingested::Agent(_) | Ingested::Nothing => {}
         }
     }
 

@@ -22,6 +22,19 @@ pub struct Change {
     pub after: Execution,
 }
 
+/// An event of an execution where it lies in the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Logged<'a> {
+    /// Its sequence.
+    pub seq: u64,
+    /// What it says.
+    pub event: &'a ExecutionEvent,
+    /// When it was written.
+    pub time: Timestamp,
+    /// Somebody other than a dispatcher wrote it.
+    pub foreign: bool,
+}
+
 /// The fold of the log.
 #[derive(Debug, Default)]
 pub struct Projection {
@@ -63,7 +76,41 @@ impl Projection {
         Ok(Some(Change { before: Some(before), after }))
     }
 
-    /// Takes over an execution that was folded from its whole history, unless a later one is here.
+    /// Takes over an execution's whole history, as far as `last`, unless more of it is here. A read can be ahead of the tail,
+    /// which skips what is folded already: so the changes that others made and that are news here come back, in their
+    /// order, for whoever reads to have them carried out. Of an execution that is not here the tail has delivered what
+    /// lies at or below `delivered`.
+    pub fn catch_up<'a>(
+        &mut self,
+        history: impl IntoIterator<Item = Logged<'a>>,
+        last: u64,
+        delivered: u64,
+    ) -> (Option<Execution>, Vec<Change>) {
+        let mut folded: Option<Execution> = None;
+        let mut changes = Vec::new();
+        for Logged { seq, event, time, foreign } in history {
+            let Some(execution) = &mut folded else {
+                folded = Execution::fold([(seq, event, time)]);
+                continue;
+            };
+            let known = self.executions.get(execution.id()).map_or(delivered, |known| known.seq);
+            let before = (foreign && seq > known).then(|| execution.clone());
+            // A misfit changes nothing but the sequence.
+            if execution.evolve(seq, event, time).is_ok()
+                && let Some(before) = before
+            {
+                changes.push(Change { before: Some(before), after: execution.clone() });
+            }
+        }
+        if let Some(execution) = &mut folded {
+            // An invalid entry at the end counts for the next append all the same.
+            execution.seq = execution.seq.max(last);
+            self.insert(execution.clone());
+        }
+        (folded, changes)
+    }
+
+    /// Takes over an execution, unless a later one is here.
     pub fn insert(&mut self, execution: Execution) {
         let before = self.executions.get(execution.id()).cloned();
         if before.as_ref().is_some_and(|b| b.seq >= execution.seq) {

@@ -235,6 +235,30 @@ async fn completion_races_recovery() {
     fleet.audit().await;
 }
 
+/// Whoever asks about an execution reads further than the dispatcher's tail has come. What the watchdog did is carried out
+/// all the same, and no audit has to find it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_that_is_read_before_the_tail_delivers_it_is_carried_out() {
+    let fleet = Fleet::start_with(Options::default().env("ROLLCALL_AUDIT_INTERVAL_MS", 3_600_000)).await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 2).await;
+    fleet.status("a", "connected", SOON).await;
+    let with = |on_loss: &str| json!({"agent_id": "a", "timeout_ms": 4000, "on_loss": on_loss});
+    let fails = id(&fleet.submit(with("fail")).await);
+    let again = id(&fleet.submit(with("requeue")).await);
+    agent.given(&fails).await;
+    agent.given(&again).await;
+    agent.on_dispatch(OnDispatch::Complete);
+    let followers = fleet.pause_tails(Duration::from_secs(10)).await;
+    assert!(followers >= 3, "{followers}");
+    // Read from the log itself while the tail stands still.
+    fleet.event(&fails, "execution.recovered", SOON).await;
+    fleet.event(&again, "execution.recovered", SOON).await;
+    fleet.state(&fails, "failed", SOON).await;
+    fleet.state(&again, "completed", SOON).await;
+    fleet.holds_nothing("a").await;
+    fleet.audit().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_success_of_a_failed_execution_is_accepted() {
     let fleet = Fleet::start().await;

@@ -14,7 +14,7 @@ use std::{
 
 use dispatcher::{
     decide::{self, Effect},
-    state::{Change, Projection},
+    state::{Change, Logged, Projection},
 };
 use rollcall_capacity::{Capacity, Error, Grant, Hold, ModelCapacity, Requeue, Stamp};
 use rollcall_core::{
@@ -27,14 +27,13 @@ use crate::{
     Defect,
     agent::Beat,
     exec::{Owner, at_once, pause},
-    log::Appended,
+    log::{Appended, Entry},
     stage::{POOL, Stage},
-    watchdog::history,
 };
 
 const DECISION_TRIES_MAX: u32 = 16;
 const EXPIRY_MS: u64 = 500;
-const AUDIT_MS: u64 = 3_000;
+const AUDIT_MS: u64 = 15_000;
 const QUICK_AUDIT_MS: u64 = 1_000;
 /// Pause between the steps of an effect: room for a crash.
 const STEP_MS: u64 = 2;
@@ -179,13 +178,10 @@ impl Dispatcher {
             match &entry.event.body {
                 EventBody::Execution(event) => {
                     let change = self.state.borrow_mut().apply_execution(entry.seq, event, entry.event.time);
-                    let foreign = !entry.event.source.starts_with("/rollcall/dispatcher/");
                     if let Ok(Some(change)) = change
-                        && foreign
-                        && self.live.get()
+                        && is_foreign(&entry)
                     {
-                        let this = Rc::clone(self);
-                        self.spawn(async move { this.carry_out(&change).await });
+                        self.hand_out(vec![change]);
                     }
                 }
                 EventBody::Agent(event) => {
@@ -200,14 +196,36 @@ impl Dispatcher {
         }
     }
 
+    /// Whoever takes the fold past what others changed has it carried out.
+    fn hand_out(self: &Rc<Self>, changes: Vec<Change>) {
+        if changes.is_empty() || !self.live.get() {
+            return;
+        }
+        let this = Rc::clone(self);
+        self.spawn(async move {
+            for change in &changes {
+                this.carry_out(change).await;
+            }
+        });
+    }
+
     /// The execution as the leader has it.
-    async fn fresh(&self, id: &ExecutionId) -> Result<Option<Execution>, Undecided> {
+    async fn fresh(self: &Rc<Self>, id: &ExecutionId) -> Result<Option<Execution>, Undecided> {
+        let delivered = self.position.get();
         self.stage.leader(self.me).await.map_err(|_| Undecided::Away)?;
-        Ok(history(&self.stage, id).inspect(|execution| self.state.borrow_mut().insert(execution.clone())))
+        let entries = self.stage.log.borrow().history(&self.stage.subjects.execution_event(id));
+        let logged = entries.iter().filter_map(|entry| {
+            let (event, time, foreign) = (entry.execution()?, entry.event.time, is_foreign(entry));
+            Some(Logged { seq: entry.seq, event, time, foreign })
+        });
+        let last = entries.last().map_or(0, |entry| entry.seq);
+        let (folded, changes) = self.state.borrow_mut().catch_up(logged, last, delivered);
+        self.hand_out(changes);
+        Ok(folded)
     }
 
     async fn decide(
-        &self,
+        self: &Rc<Self>,
         id: &ExecutionId,
         mut decision: impl FnMut(&Execution) -> Result<ExecutionEvent, Refusal>,
     ) -> Result<Change, Undecided> {
@@ -279,7 +297,8 @@ impl Dispatcher {
 
     async fn carry_out(self: &Rc<Self>, change: &Change) {
         for effect in decide::effects(change) {
-            match effect {
+            let now = self.execution(change.after.id());
+            match decide::still_due(effect, now.as_ref()) {
                 Effect::Terminate => self.spawn_cancel(change.after.id().clone(), change.after.attempt),
                 Effect::Settle(hold) => {
                     let agent =
@@ -366,6 +385,10 @@ impl Dispatcher {
             self.spawn(async move { this.launch(grant).await });
         }
     }
+}
+
+fn is_foreign(entry: &Entry) -> bool {
+    !entry.event.source.starts_with("/rollcall/dispatcher/")
 }
 
 /// The pool as the decisions name it.

@@ -10,6 +10,7 @@ use rollcall_core::{
 };
 
 use super::*;
+use crate::state::Logged;
 
 const T0: Timestamp = Timestamp::from_millis(1_000_000);
 
@@ -72,17 +73,19 @@ fn status(agent: &str, status: Status, by: Option<&str>) -> AgentEvent {
 struct World {
     projection: Projection,
     seq: u64,
+    log: Vec<(u64, ExecutionEvent)>,
 }
 
 impl World {
     fn new(agent: Option<&str>) -> Self {
-        let mut world = Self { projection: Projection::default(), seq: 0 };
+        let mut world = Self { projection: Projection::default(), seq: 0, log: Vec::new() };
         world.tell(&submitted(agent));
         world
     }
 
     fn tell(&mut self, event: &ExecutionEvent) -> Change {
         self.seq += 1;
+        self.log.push((self.seq, event.clone()));
         self.projection.apply_execution(self.seq, event, T0).unwrap().expect("news")
     }
 
@@ -110,6 +113,80 @@ impl World {
         };
         self.tell(&self.x().lose(loss).unwrap())
     }
+}
+
+/// Reads the whole log into `behind`, whose tail has delivered it as far as `delivered`. Only recoveries are others' events.
+fn read_ahead(behind: &mut Projection, log: &[(u64, ExecutionEvent)], delivered: u64) -> Vec<Effect> {
+    let history = log.iter().map(|(seq, event)| Logged {
+        seq: *seq,
+        event,
+        time: T0,
+        foreign: matches!(event, ExecutionEvent::Recovered(_)),
+    });
+    let (folded, changes) = behind.catch_up(history, log.last().unwrap().0, delivered);
+    assert_eq!(folded.as_ref(), behind.execution(&ExecutionId::new("x").unwrap()));
+    changes.iter().flat_map(effects).collect()
+}
+
+#[test]
+fn a_read_that_overtakes_the_tail_hands_out_what_others_did_once() {
+    let mut world = World::new(Some("a"));
+    world.run_on("a");
+    let mut behind = Projection::default();
+    for (seq, event) in &world.log {
+        behind.apply_execution(*seq, event, T0).unwrap();
+    }
+    let delivered = world.seq;
+    world.lose();
+    world.run_on("a");
+    world.lose();
+    let requeue =
+        |old, new| Effect::Requeue { old: Hold::new("x", old), new: Hold::new("x", new), hold_back: None };
+    assert_eq!(
+        read_ahead(&mut behind, &world.log, delivered),
+        [requeue(1, 2), requeue(2, 3)],
+        "both recoveries, in their order, and nothing of what a dispatcher wrote"
+    );
+    assert_eq!(read_ahead(&mut behind, &world.log, delivered), [], "the second reader finds them folded");
+    for (seq, event) in &world.log {
+        assert!(behind.apply_execution(*seq, event, T0).unwrap().is_none(), "and so does the tail");
+    }
+}
+
+#[test]
+fn of_an_execution_that_is_not_in_memory_only_what_the_tail_has_not_delivered_is_handed_out() {
+    let mut world = World::new(Some("a"));
+    world.run_on("a");
+    world.lose();
+    let first_loss = world.seq;
+    world.run_on("a");
+    world.lose();
+    let second = Effect::Requeue { old: Hold::new("x", 2), new: Hold::new("x", 3), hold_back: None };
+    assert_eq!(read_ahead(&mut Projection::default(), &world.log, first_loss), [second]);
+    assert_eq!(read_ahead(&mut Projection::default(), &world.log, world.seq), []);
+}
+
+#[test]
+fn what_does_not_wait_any_more_gets_no_place() {
+    let mut world = World::new(Some("a"));
+    world.run_on("a");
+    let requeue = effects(&world.lose()).pop().unwrap();
+    let waiting = world.x();
+    assert_eq!(still_due(requeue.clone(), Some(&waiting)), requeue);
+    let released = Effect::Settle(Hold::new("x", 1));
+    world.run_on("a");
+    assert_eq!(
+        still_due(requeue.clone(), Some(&world.x())),
+        requeue,
+        "its slot keeps it from a second place"
+    );
+    world.lose();
+    assert_eq!(still_due(requeue.clone(), Some(&world.x())), released, "a later attempt counts");
+    let cancelled = world.x().cancel("enough", "test").unwrap();
+    world.tell(&cancelled);
+    assert!(world.x().state.is_terminal());
+    assert_eq!(still_due(requeue.clone(), Some(&world.x())), released, "it has ended");
+    assert_eq!(still_due(requeue, None), released, "it ended so long ago that it is forgotten");
 }
 
 #[test]

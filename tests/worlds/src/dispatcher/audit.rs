@@ -18,7 +18,7 @@ use crate::{
 const FINISH_AFTER_MS: u64 = 3_000;
 const RECLAIM_AFTER_MS: u64 = 12_000;
 /// A slot that waits for so long for its launch has been forgotten: a claim's time, an audit's interval, and a cut.
-const STRANDED_MS: u64 = 30_000;
+const STRANDED_MS: u64 = 42_000;
 const OTHERS_REBUILD_MAX_MS: u64 = 3_000;
 
 impl Dispatcher {

@@ -107,7 +107,7 @@ impl Dispatcher {
     }
 
     pub(super) async fn put_back(
-        &self,
+        self: &Rc<Self>,
         id: &ExecutionId,
         attempt: u32,
         why: &str,
