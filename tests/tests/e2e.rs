@@ -11,6 +11,7 @@ mod stories {
     mod mass_failure;
     mod ordinary;
     mod recovery;
+    mod reservations;
     mod simulated;
     mod slots;
 }

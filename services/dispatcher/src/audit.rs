@@ -250,6 +250,14 @@ impl Dispatcher {
                     self.relaunch(execution, hold, *granted_at_ms, findings).await;
                 }
             }
+            Misplaced::WrongQueue => {
+                let settled = self
+                    .in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), hold, self.stamp()))
+                    .await;
+                if settled.is_some_and(|s| s.dequeued) {
+                    findings.elsewhere += usize::from(self.place_waiting(id.as_str()).await);
+                }
+            }
             // Reserved, not submitted yet: reclaimed with the unconfirmed ones when it is due.
             Misplaced::Leaked if fresh.is_none() => {}
             Misplaced::Leaked => {
@@ -376,6 +384,10 @@ impl Dispatcher {
                     let _ = self.capacity.confirm_queued(pool.as_str(), hold, self.stamp()).await;
                 }
                 (Unfinished::Leave | Unfinished::Launch, _) => {}
+                // Its submission may have landed since it was looked for: what was confirmed stays.
+                (Unfinished::Settle, _) if fresh.is_none() => {
+                    findings.leaked += usize::from(self.give_back(pool, hold).await);
+                }
                 (Unfinished::Settle, _) => {
                     if let Some(settled) = self
                         .in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), hold, self.stamp()))

@@ -187,6 +187,8 @@ pub enum Misplaced {
         /// Since when, milliseconds since 1970.
         since_ms: u64,
     },
+    /// It waits, in another queue than its submission names.
+    WrongQueue,
     /// The log gives it nothing: a leak.
     Leaked,
 }
@@ -197,6 +199,7 @@ pub fn misplaced(execution: Option<&Execution>, found: &Hold, place: &Place) -> 
     let entitled = execution.filter(|e| e.attempt == found.attempt && !e.state.is_terminal());
     let Some(execution) = entitled else { return Some(Misplaced::Leaked) };
     match (execution.holder(), place) {
+        (None, Place::Waiting(queue)) if *queue != queue_of(execution) => Some(Misplaced::WrongQueue),
         (None, Place::Waiting(_)) => None,
         (None, Place::Slot { .. }) => Some(Misplaced::Promoted),
         (Some(held), Place::Slot { agent, .. }) if held.agent_id.as_str() == agent => None,

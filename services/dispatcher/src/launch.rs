@@ -97,6 +97,13 @@ impl Dispatcher {
             self.give_back_unless_held(pool, grant, Some(&execution)).await;
             return Ok(None);
         }
+        if execution.request.agent_id.as_ref().is_some_and(|named| *named != agent_id) {
+            // Granted to a request with this id of which nothing came; the one in the log asks for somewhere else.
+            tracing::info!(execution_id = %id, %agent_id, "a slot of another agent than the submission names");
+            self.give_back(pool, &grant.hold).await;
+            self.place_waiting(id.as_str()).await;
+            return Ok(None);
+        }
         let Some((agent, instance)) = agent.and_then(|a| a.instance_id.clone().map(|i| (a, i))) else {
             tracing::warn!(%agent_id, "a slot of an agent without an instance");
             return Ok(None);

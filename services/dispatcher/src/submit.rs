@@ -13,6 +13,7 @@ use rollcall_core::{
         ApiError, Delivery, ErrorCode, ExecutionReply, MAX_ATTEMPTS_DEFAULT, PRIORITY_DEFAULT, SubmitRequest,
     },
 };
+use rollcall_nats::AppendError;
 use uuid::Uuid;
 
 use crate::{decide, ledger::DecideError, payload, shell::Dispatcher};
@@ -36,7 +37,13 @@ impl Dispatcher {
         };
         let pool = self.pool_for(&request).await?;
         let hold = Hold::new(id.as_str(), 1);
-        let admission = self.admit(&pool, &request, &hold).await?;
+        let mut admission = self.admit(&pool, &request, &hold).await?;
+        if !admission.as_asked {
+            // Reserved for another request with this id, of which nothing is in the log: that one came to nothing, or races
+            // with this one and will find its reservation gone.
+            self.give_back(&pool, &hold).await;
+            admission = self.admit(&pool, &request, &hold).await?;
+        }
         self.spawn_launches(&pool, admission.promoted.clone());
         if admission.outcome == Outcome::Full {
             let of =
@@ -51,10 +58,10 @@ impl Dispatcher {
         let execution = match written {
             Ok(Some(execution)) => execution,
             Ok(None) => return self.lost_the_race(&id, &pool, &hold, &request_sha256).await,
-            Err(error) => {
+            Err(Unwritten { error, in_doubt }) => {
                 // Nothing is in the log, so the reservation goes back at once. Where that is in doubt it stays
                 // reserved, and the audit finds out.
-                if error.code != ErrorCode::Unavailable {
+                if !in_doubt {
                     self.give_back(&pool, &hold).await;
                 }
                 return Err(error);
@@ -213,12 +220,12 @@ impl Dispatcher {
         pool: &Pool,
         request: &SubmitRequest,
         request_sha256: &str,
-    ) -> Result<Option<Execution>, ApiError> {
+    ) -> Result<Option<Execution>, Unwritten> {
         let input = request.input.as_ref().map_or("null", |raw| raw.get());
         let stored = self
             .store(id, PayloadKind::Input, 1, Bytes::copy_from_slice(input.as_bytes()))
             .await
-            .map_err(|e| payload::store_error(&e))?;
+            .map_err(|e| Unwritten { error: payload::store_error(&e), in_doubt: false })?;
         let submitted = Submitted {
             execution_id: id.clone(),
             attempt: 1,
@@ -236,7 +243,7 @@ impl Dispatcher {
             labels: request.labels.clone(),
             request_sha256: request_sha256.to_owned(),
         };
-        self.ledger.submit(submitted.into()).await.map_err(|e| DecideError::Append(e).into())
+        self.ledger.submit(submitted.into()).await.map_err(Unwritten::from)
     }
 
     /// Somebody submitted the same id at the same time and was first.
@@ -250,10 +257,10 @@ impl Dispatcher {
         let winner = self.fresh(id).await?.ok_or_else(|| {
             ApiError::unavailable(format!("execution {id} was taken and can't be read yet"))
         })?;
-        // The reservation is the winner's, if it is in the same place; otherwise nobody's.
+        // There is one hold for both: in the winner's pool it is the winner's, whatever this request asked for.
         let wants = winner.attempt == hold.attempt && !winner.state.is_terminal();
         let there = self.ledger.read(|p| p.pool_of(&winner)) == *pool;
-        if !(wants && there && winner.request.request_sha256 == sha256) {
+        if !(wants && there) {
             self.give_back(pool, hold).await;
             if wants {
                 self.place_waiting(id.as_str()).await;
@@ -262,12 +269,27 @@ impl Dispatcher {
         self.same_or_refused(&winner, sha256).await
     }
 
-    async fn give_back(self: &Arc<Self>, pool: &Pool, hold: &Hold) {
+    /// Gives up a reservation. One that has been confirmed meanwhile is in use by another submission of the same id.
+    pub(crate) async fn give_back(self: &Arc<Self>, pool: &Pool, hold: &Hold) -> bool {
         let settled =
-            self.in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), hold, self.stamp())).await;
-        if let Some(settled) = settled {
-            self.spawn_launches(pool, settled.promoted);
-        }
+            self.in_redis(pool, "reclaim", || self.capacity.reclaim(pool.as_str(), hold, self.stamp())).await;
+        let Some(settled) = settled else { return false };
+        self.spawn_launches(pool, settled.promoted);
+        settled.released || settled.dequeued
+    }
+}
+
+/// Why a submission was not written.
+struct Unwritten {
+    error: ApiError,
+    /// It may be in the log all the same.
+    in_doubt: bool,
+}
+
+impl From<AppendError> for Unwritten {
+    fn from(error: AppendError) -> Self {
+        let in_doubt = matches!(error, AppendError::Unavailable(_) | AppendError::Other(_));
+        Self { error: DecideError::Append(error).into(), in_doubt }
     }
 }
 

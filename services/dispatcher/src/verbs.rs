@@ -40,7 +40,10 @@ impl Dispatcher {
         options.description = "admits, dispatches and settles executions".to_owned();
         options.max_in_flight = IN_FLIGHT_MAX;
         ApiServer::new(&self.bus, options)
-            .verb("submit", self.answering(|d, body| async move { written(&d.submit(&body).await?) }))
+            .verb(
+                "submit",
+                self.answering(|d, body| async move { written(&Box::pin(d.submit(&body)).await?) }),
+            )
             .verb("cancel", self.answering(|d, body| async move { written(&d.cancel_verb(&body).await?) }))
             .verb("retry", self.answering(|d, body| async move { written(&d.retry_verb(&body).await?) }))
             .verb("release", self.answering(|d, body| async move { written(&d.release_verb(&body).await?) }))

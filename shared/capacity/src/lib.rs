@@ -77,7 +77,7 @@ pub trait Capacity: Send + Sync + 'static {
     ///
     /// A hold that has a place keeps it (`already`). Who waits in the agent's queue with a better place is served first.
     /// Granted or queued, it is unconfirmed until [`confirm`](Self::confirm) or [`confirm_queued`](Self::confirm_queued);
-    /// when the submission comes to nothing, [`settle`](Self::settle) gives it back.
+    /// when the submission comes to nothing, [`reclaim`](Self::reclaim) gives it back.
     fn admit_to_agent(
         &self,
         pool: &str,
@@ -118,6 +118,10 @@ pub trait Capacity: Send + Sync + 'static {
 
     /// The attempt is over: its slot goes to the next in the queue, or it leaves the queue. Anything else changes nothing.
     fn settle(&self, pool: &str, hold: &Hold, stamp: Stamp) -> impl Future<Output = Result<Settled>> + Send;
+
+    /// A reservation came to nothing: [`settle`](Self::settle), but only while it is unconfirmed. What a submission in the log
+    /// has been told that it holds stays.
+    fn reclaim(&self, pool: &str, hold: &Hold, stamp: Stamp) -> impl Future<Output = Result<Settled>> + Send;
 
     /// The old hold goes, the new one waits at the head of its priority (or runs at once, if a slot is free).
     /// A new one that has a place already keeps it, and then only the old one is taken away.

@@ -124,6 +124,10 @@ impl Capacity for ModelCapacity {
         self.with(pool, stamp, |pool| pool.settle(hold, stamp.now_ms))
     }
 
+    async fn reclaim(&self, pool: &str, hold: &Hold, stamp: Stamp) -> Result<Settled> {
+        self.with(pool, stamp, |pool| pool.reclaim(hold, stamp.now_ms))
+    }
+
     async fn requeue(&self, pool: &str, requeue: &Requeue, stamp: Stamp) -> Result<Requeued> {
         self.with(pool, stamp, |pool| pool.requeue(requeue, stamp.now_ms))
     }

@@ -231,6 +231,10 @@ impl Capacity for RedisCapacity {
         self.do_settle(pool, hold, stamp).await
     }
 
+    async fn reclaim(&self, pool: &str, hold: &Hold, stamp: Stamp) -> Result<Settled> {
+        self.do_reclaim(pool, hold, stamp).await
+    }
+
     async fn requeue(&self, pool: &str, requeue: &Requeue, stamp: Stamp) -> Result<Requeued> {
         self.do_requeue(pool, requeue, stamp).await
     }

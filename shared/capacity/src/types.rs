@@ -175,6 +175,9 @@ pub struct Grant {
 pub struct Admission {
     /// What became of the hold itself.
     pub outcome: Outcome,
+    /// `false`: it had a place before this call, and that is on another agent, in another queue or of another priority
+    /// than asked for now.
+    pub as_asked: bool,
     /// Others that waited ahead of it and got free slots in the same step: dispatch them too.
     pub promoted: Vec<Grant>,
 }
@@ -193,7 +196,7 @@ pub enum Outcome {
     Queued {
         /// Where, counted from 1; no two have the same at one moment.
         position: u64,
-        /// A repetition: nothing changed; it may wait in another queue than the one asked for now.
+        /// A repetition: nothing changed.
         already: bool,
     },
     /// The queue is at its depth: nothing was recorded for this hold.

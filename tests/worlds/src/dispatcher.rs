@@ -283,6 +283,13 @@ impl Dispatcher {
         settled.released || settled.dequeued
     }
 
+    /// Gives up a reservation that nobody has confirmed.
+    async fn give_back(self: &Rc<Self>, hold: &Hold) {
+        if let Some(settled) = self.in_capacity(|c| at_once(c.reclaim(POOL, hold, self.stamp()))).await {
+            self.spawn_launches(settled.promoted);
+        }
+    }
+
     /// The end of an attempt gives its slot back. With the defect it gives back *a* slot of that agent.
     async fn release(self: &Rc<Self>, hold: &Hold, agent: Option<&AgentId>) {
         if !self.settle(hold).await

@@ -270,6 +270,8 @@ fn redis_is_compared_with_the_log() {
     let waiting = Place::Waiting(Queue::Pool);
     assert_eq!(misplaced(Some(&world.x()), &first, &waiting), None);
     assert_eq!(misplaced(Some(&world.x()), &first, &slot("a")), Some(Misplaced::Promoted));
+    let queue_of_a = Place::Waiting(Queue::Agent("a".to_owned()));
+    assert_eq!(misplaced(Some(&world.x()), &first, &queue_of_a), Some(Misplaced::WrongQueue));
     assert_eq!(misplaced(None, &first, &waiting), Some(Misplaced::Leaked));
     world.run_on("a");
     assert_eq!(misplaced(Some(&world.x()), &first, &slot("a")), None);

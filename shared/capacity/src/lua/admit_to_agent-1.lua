@@ -2,9 +2,10 @@
 --
 -- Input   KEYS 1: meta. ARGV [5] agent, [6] member, [7] priority, [8] queue depth, [9] most promotions.
 -- Output  'granted', agent, already, {member, agent, ...} promoted | 'queued', position, already, promoted | 'full', '', 0, promoted
+--         already: 0 no, 1 there as asked, 2 there in another place or priority
 local id, member, depth = ARGV[5], ARGV[6], tonumber(ARGV[8])
 
-local before = present(member)
+local before = present(member, id, tonumber(ARGV[7]), false)
 if before then return finish(false, before) end
 
 local agent, queue = agent_of(id), queue_of(id)

@@ -5,7 +5,7 @@
 -- Output  as in admit_to_agent
 local member, depth, external = ARGV[5], tonumber(ARGV[7]), ARGV[9] == '1'
 
-local before = present(member)
+local before = present(member, '', tonumber(ARGV[6]), external)
 if before then return finish(false, before) end
 
 local waiting = call('ZCARD', pool_queue)

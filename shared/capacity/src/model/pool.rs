@@ -226,15 +226,23 @@ impl Pool {
     // ---- the operations: what they answer, and whether they changed anything
 
     pub(super) fn admit(&mut self, queue: Queue, hold: &Hold, ask: Ask, now_ms: u64) -> (Admission, bool) {
+        let admission = |outcome, promoted| Admission { outcome, as_asked: true, promoted };
         let promoted = Vec::new();
         match self.places.get(hold) {
             Some(At::Slot { agent, .. }) => {
                 let grant = Grant { hold: hold.clone(), agent: agent.clone(), epoch: self.epoch.clone() };
-                return (Admission { outcome: Outcome::Granted { grant, already: true }, promoted }, false);
+                let as_asked = match &queue {
+                    Queue::Agent(named) => named == agent,
+                    Queue::Pool => !self.is_external_only(agent),
+                    Queue::External => true,
+                };
+                let outcome = Outcome::Granted { grant, already: true };
+                return (Admission { outcome, as_asked, promoted }, false);
             }
-            Some(At::Waits { queue, rank }) => {
-                let outcome = Outcome::Queued { position: self.position(queue, rank), already: true };
-                return (Admission { outcome, promoted }, false);
+            Some(At::Waits { queue: there, rank }) => {
+                let as_asked = *there == queue && rank.0 == ask.priority.get();
+                let outcome = Outcome::Queued { position: self.position(there, rank), already: true };
+                return (Admission { outcome, as_asked, promoted }, false);
             }
             None => {}
         }
@@ -244,7 +252,7 @@ impl Pool {
             Queue::Pool | Queue::External => self.free_for(&queue).is_some(),
         };
         if !room && self.waiting(&queue) >= depth {
-            return (Admission { outcome: Outcome::Full, promoted }, false);
+            return (admission(Outcome::Full, promoted), false);
         }
         self.enqueue(hold, queue.clone(), ask.priority.get(), self.tail);
         self.tail += 1;
@@ -258,19 +266,19 @@ impl Pool {
         }
         if let Some(own) = promoted.iter().position(|grant| grant.hold == *hold) {
             let grant = promoted.remove(own);
-            return (Admission { outcome: Outcome::Granted { grant, already: false }, promoted }, true);
+            return (admission(Outcome::Granted { grant, already: false }, promoted), true);
         }
         if self.waiting(&queue) > depth {
             self.withdraw(hold);
             let changed = !promoted.is_empty();
-            return (Admission { outcome: Outcome::Full, promoted }, changed);
+            return (admission(Outcome::Full, promoted), changed);
         }
         self.unconfirmed.insert(hold.clone(), now_ms);
         let position = match self.places.get(hold) {
             Some(At::Waits { queue, rank }) => self.position(queue, rank),
             _ => unreachable!("it was put into a queue and not promoted"),
         };
-        (Admission { outcome: Outcome::Queued { position, already: false }, promoted }, true)
+        (admission(Outcome::Queued { position, already: false }, promoted), true)
     }
 
     pub(super) fn confirm(&mut self, grant: &Grant, now_ms: u64) -> (Confirmation, bool) {
@@ -309,6 +317,14 @@ impl Pool {
         }
         let changed = settled.released || settled.dequeued;
         (settled, changed)
+    }
+
+    pub(super) fn reclaim(&mut self, hold: &Hold, now_ms: u64) -> (Settled, bool) {
+        if self.unconfirmed.contains_key(hold) {
+            self.settle(hold, now_ms)
+        } else {
+            (Settled::default(), false)
+        }
     }
 
     pub(super) fn requeue(&mut self, requeue: &Requeue, now_ms: u64) -> (Requeued, bool) {

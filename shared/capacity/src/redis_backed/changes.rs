@@ -80,8 +80,22 @@ impl RedisCapacity {
     }
 
     pub(super) async fn do_settle(&self, pool: &str, hold: &Hold, stamp: Stamp) -> Result<Settled> {
+        self.settled_by(&operation::SETTLE, pool, hold, stamp).await
+    }
+
+    pub(super) async fn do_reclaim(&self, pool: &str, hold: &Hold, stamp: Stamp) -> Result<Settled> {
+        self.settled_by(&operation::RECLAIM, pool, hold, stamp).await
+    }
+
+    async fn settled_by(
+        &self,
+        operation: &Operation,
+        pool: &str,
+        hold: &Hold,
+        stamp: Stamp,
+    ) -> Result<Settled> {
         let member = hold.member();
-        let (epoch, mut reply) = self.change(&operation::SETTLE, pool, stamp, &[Arg::Text(&member)]).await?;
+        let (epoch, mut reply) = self.change(operation, pool, stamp, &[Arg::Text(&member)]).await?;
         Ok(Settled { released: reply.flag()?, dequeued: reply.flag()?, promoted: reply.grants(&epoch)? })
     }
 
@@ -193,20 +207,25 @@ impl RedisCapacity {
 }
 
 fn admission(hold: &Hold, epoch: Epoch, mut reply: Reply) -> Result<Admission> {
-    let outcome = match reply.text()?.as_str() {
-        "granted" => Outcome::Granted {
-            grant: Grant { hold: hold.clone(), agent: reply.text()?, epoch: epoch.clone() },
-            already: reply.flag()?,
-        },
-        "queued" => Outcome::Queued { position: reply.count()?, already: reply.flag()? },
+    let kind = reply.text()?;
+    let (outcome, already) = match kind.as_str() {
+        "granted" => {
+            let grant = Grant { hold: hold.clone(), agent: reply.text()?, epoch: epoch.clone() };
+            let already = reply.int()?;
+            (Outcome::Granted { grant, already: already != 0 }, already)
+        }
+        "queued" => {
+            let position = reply.count()?;
+            let already = reply.int()?;
+            (Outcome::Queued { position, already: already != 0 }, already)
+        }
         "full" => {
             reply.text()?;
-            reply.flag()?;
-            Outcome::Full
+            (Outcome::Full, reply.int()?)
         }
         other => return Err(reply.wrong(format!("outcome {other:?}"))),
     };
-    Ok(Admission { outcome, promoted: reply.grants(&epoch)? })
+    Ok(Admission { outcome, as_asked: already != 2, promoted: reply.grants(&epoch)? })
 }
 
 fn filled(epoch: &Epoch, mut reply: Reply) -> Result<Filled> {

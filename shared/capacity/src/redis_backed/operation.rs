@@ -23,7 +23,8 @@ operations! {
     ADMIT_TO_POOL = "admit_to_pool": "include/guard", "include/slots", "include/admission", "admit_to_pool-1";
     CONFIRM = "confirm": "include/guard", "include/slots", "confirm-1";
     CONFIRM_QUEUED = "confirm_queued": "include/guard", "confirm_queued-1";
-    SETTLE = "settle": "include/guard", "include/slots", "settle-1";
+    SETTLE = "settle": "include/guard", "include/slots", "include/settling", "settle-1";
+    RECLAIM = "reclaim": "include/guard", "include/slots", "include/settling", "reclaim-1";
     REQUEUE = "requeue": "include/guard", "include/slots", "requeue-1";
     ADOPT = "adopt": "include/guard", "include/slots", "adopt-1";
     RELOCATE = "relocate": "include/guard", "include/slots", "relocate-1";

@@ -41,6 +41,9 @@ enum Step {
     Settle {
         hold: Hold,
     },
+    Reclaim {
+        hold: Hold,
+    },
     Requeue {
         old: Hold,
         new: Option<Hold>,
@@ -142,6 +145,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         9 => (0..5usize).prop_map(|nth| Step::Confirm { nth }),
         2 => any_hold().prop_map(|hold| Step::ConfirmQueued { hold }),
         9 => any_hold().prop_map(|hold| Step::Settle { hold }),
+        4 => any_hold().prop_map(|hold| Step::Reclaim { hold }),
         8 => (any_hold(), proptest::option::of(any_hold()), any_queue(), 0..3u8, proptest::option::of(agent()))
             .prop_map(|(old, new, queue, priority, hold_back)| Step::Requeue { old, new, queue, priority, hold_back }),
         2 => (agent(), any_hold()).prop_map(|(agent, hold)| Step::Adopt { agent, hold }),
@@ -216,6 +220,10 @@ impl<C: Capacity> Side<C> {
             Step::ConfirmQueued { hold } => self.show(&c.confirm_queued(POOL, hold, stamp).await),
             Step::Settle { hold } => {
                 let answer = c.settle(POOL, hold, stamp).await;
+                self.promoted(answer, |settled| &settled.promoted)
+            }
+            Step::Reclaim { hold } => {
+                let answer = c.reclaim(POOL, hold, stamp).await;
                 self.promoted(answer, |settled| &settled.promoted)
             }
             Step::Requeue { old, new, queue: to, priority, hold_back } => {

@@ -30,6 +30,8 @@ on_both!(
     closed_and_unknown_agents_queue,
     settling_what_does_not_hold_changes_nothing,
     settling_promotes_one_own_queue_first,
+    only_what_nobody_confirmed_is_reclaimed,
+    another_place_than_asked_for_is_said_to_be_one,
     a_lowered_capacity_is_reached_by_attrition,
     the_least_loaded_agent_gets_pool_work,
     an_agent_that_no_dispatch_reaches_gets_only_what_needs_none,
@@ -72,6 +74,62 @@ async fn a_repeated_admission_changes_nothing<C: Capacity>(c: C) {
     let again = c.admit_to_pool(POOL, &hold("y"), ask(5, 9), at(3)).await.unwrap();
     assert_eq!(again.outcome, Outcome::Queued { position: 1, already: true });
     assert_eq!(c.meta(POOL).await.unwrap(), before);
+}
+
+async fn another_place_than_asked_for_is_said_to_be_one<C: Capacity>(c: C) {
+    with_agent(&c, "a", 1).await;
+    for name in ["x", "y", "p"] {
+        c.admit_to_agent(POOL, "a", &hold(name), ask(5, 9), at(2)).await.unwrap();
+    }
+    c.settle(POOL, &hold("p"), at(2)).await.unwrap();
+    c.admit_to_pool(POOL, &hold("p"), ask(5, 9), at(2)).await.unwrap();
+    let to_agent = async |name: &str, agent: &str, priority| {
+        c.admit_to_agent(POOL, agent, &hold(name), ask(priority, 9), at(3)).await.unwrap().as_asked
+    };
+    let to_pool = async |name: &str, priority| {
+        c.admit_to_pool(POOL, &hold(name), ask(priority, 9), at(3)).await.unwrap().as_asked
+    };
+    assert!(to_agent("new", "b", 5).await);
+    // A slot has no priority, and whoever asked for any agent has asked for this one too.
+    assert!(to_agent("x", "a", 3).await && to_pool("x", 5).await);
+    assert!(!to_agent("x", "b", 5).await);
+    assert!(to_agent("y", "a", 5).await);
+    assert!(!to_agent("y", "a", 4).await && !to_agent("y", "b", 5).await && !to_pool("y", 5).await);
+    assert!(to_pool("p", 5).await);
+    assert!(!to_pool("p", 4).await && !to_agent("p", "a", 5).await);
+    // What needs no dispatch is other work.
+    let external = Ask { external: true, ..ask(5, 9) };
+    let only = AgentSetting { external_only: true, ..setting(1, true, 1) };
+    c.set_agent(POOL, "file", only, at(4)).await.unwrap();
+    let as_external =
+        async |name: &str| c.admit_to_pool(POOL, &hold(name), external, at(4)).await.unwrap().as_asked;
+    assert!(!as_external("p").await && as_external("x").await);
+    assert!(as_external("e").await && as_external("e").await && !to_pool("e", 5).await);
+    assert!(as_external("f").await && as_external("f").await && !to_pool("f", 5).await);
+}
+
+async fn only_what_nobody_confirmed_is_reclaimed<C: Capacity>(c: C) {
+    with_agent(&c, "a", 2).await;
+    let mut grants = Vec::new();
+    for name in ["x", "y"] {
+        let admission = c.admit_to_agent(POOL, "a", &hold(name), ask(5, 9), at(2)).await.unwrap();
+        grants.push(granted(&admission).clone());
+    }
+    for name in ["z", "w", "v"] {
+        c.admit_to_agent(POOL, "a", &hold(name), ask(5, 9), at(2)).await.unwrap();
+    }
+    c.confirm(POOL, &grants[0], at(3)).await.unwrap();
+    assert!(c.confirm_queued(POOL, &hold("z"), at(3)).await.unwrap());
+    let before = c.meta(POOL).await.unwrap();
+    for name in ["x", "z", "nobody"] {
+        assert_eq!(c.reclaim(POOL, &hold(name), at(4)).await.unwrap(), Default::default(), "{name}");
+    }
+    assert_eq!(c.meta(POOL).await.unwrap(), before);
+    assert!(c.reclaim(POOL, &hold("w"), at(4)).await.unwrap().dequeued);
+    let freed = c.reclaim(POOL, &hold("y"), at(4)).await.unwrap();
+    assert!(freed.released);
+    assert_eq!(names(&freed.promoted), ["z"]);
+    assert_eq!(queue_names(&c, "a").await, ["v"]);
 }
 
 async fn a_queue_has_a_depth<C: Capacity>(c: C) {

@@ -122,6 +122,12 @@ impl Dispatcher {
                     self.relaunch(execution, hold, *granted_at_ms).await;
                 }
             }
+            Some(Misplaced::WrongQueue) => {
+                let waited = self.settle(hold).await;
+                if waited {
+                    self.place_waiting(&id).await;
+                }
+            }
             Some(Misplaced::Leaked) if fresh.is_none() => {}
             Some(Misplaced::Leaked) => {
                 self.settle(hold).await;
@@ -201,6 +207,7 @@ impl Dispatcher {
                     let _ = at_once(self.capacity.confirm_queued(POOL, hold, self.stamp()));
                 }
                 (Unfinished::Leave | Unfinished::Launch, _) => {}
+                (Unfinished::Settle, _) if fresh.is_none() => self.give_back(hold).await,
                 (Unfinished::Settle, _) => {
                     self.settle(hold).await;
                 }

@@ -1,13 +1,19 @@
 -- What both admissions share. Follows slots.lua.
 
--- The answer for a hold that has a place already, or nothing: kind, agent or rank from 1, already.
-local function present(member)
+-- The answer for a hold that has a place already, or nothing: kind, agent or rank from 1, already: 1, or 2 when that place is
+-- not the one asked for, which is on or for the agent `target` ('' any that takes such work: `external`, needs no dispatch).
+local function present(member, target, priority, external)
   local at = call('HGET', where_key, member)
   if not at then return nil end
   local kind, id = string.sub(at, 1, 1), string.sub(at, 2)
-  if kind == 's' then return { 0, 0, 'granted', id, 1, {} } end
-  local rank = call('ZRANK', kind == 'q' and queue_of(id) or pool_queue, member)
-  return { 0, 0, 'queued', (rank or 0) + 1, 1, {} }
+  if kind == 's' then
+    local fits = target == id or target == '' and (external or not agent_of(id).external_only)
+    return { 0, 0, 'granted', id, fits and 1 or 2, {} }
+  end
+  local queue = kind == 'q' and queue_of(id) or pool_queue
+  local banded = tonumber(call('ZSCORE', queue, member) or 0)
+  local fits = target == id and (kind == 'x') == external and math.floor(banded / BAND) == priority
+  return { 0, 0, 'queued', (call('ZRANK', queue, member) or 0) + 1, fits and 1 or 2, {} }
 end
 
 -- The answer for a hold that was put into `queue` (index entry `at`) and may have been promoted by now. If it still waits
