@@ -10,11 +10,11 @@ use rollcall_core::{
     subject::PayloadKind,
     wire::{
         ApiError, CancelRequest, CapacityRequest, ErrorCode, ExecutionReply, ExecutionRequest, ExecutionView,
-        ExecutionsRequest, LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX, ReleaseRequest,
+        ExecutionsRequest, LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX, ReleaseRequest, read_object,
     },
 };
 use rollcall_nats::{ApiHandle, ApiOptions, ApiServer, SubscribeError};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 
 use crate::{ledger::DecideError, payload::store_error, shell::Dispatcher};
 
@@ -22,10 +22,6 @@ use crate::{ledger::DecideError, payload::store_error, shell::Dispatcher};
 const IN_FLIGHT_MAX: usize = 2048;
 /// Reason of a cancellation that names none.
 const NO_REASON: &str = "cancelled by request";
-
-fn read<T: DeserializeOwned>(verb: &str, bytes: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(bytes).map_err(|e| ApiError::bad_json(verb, &e))
-}
 
 fn written<T: Serialize>(answer: &T) -> Result<Bytes, ApiError> {
     serde_json::to_vec(answer)
@@ -98,7 +94,7 @@ impl Dispatcher {
     }
 
     async fn cancel_verb(self: &Arc<Self>, body: &[u8]) -> Result<ExecutionReply, ApiError> {
-        let request: CancelRequest = read("cancel", body)?;
+        let request: CancelRequest = read_object("cancel", body)?;
         let reason = request.reason.filter(|r| !r.is_empty()).unwrap_or_else(|| NO_REASON.to_owned());
         let known = self.known(&request.execution_id).await?;
         use rollcall_core::execution::State;
@@ -111,7 +107,7 @@ impl Dispatcher {
     }
 
     async fn retry_verb(self: &Arc<Self>, body: &[u8]) -> Result<ExecutionReply, ApiError> {
-        let request: ExecutionRequest = read("retry", body)?;
+        let request: ExecutionRequest = read_object("retry", body)?;
         self.known(&request.execution_id).await?;
         let change = self.ledger.decide(&request.execution_id, |e| e.retry("api")).await?;
         self.carry_out(&change).await;
@@ -120,7 +116,7 @@ impl Dispatcher {
     }
 
     async fn release_verb(self: &Arc<Self>, body: &[u8]) -> Result<ExecutionReply, ApiError> {
-        let request: ReleaseRequest = read("release", body)?;
+        let request: ReleaseRequest = read_object("release", body)?;
         let id = request.execution_id.clone();
         let known = self.known(&id).await?;
         if !known.is_external() {
@@ -183,7 +179,7 @@ impl Dispatcher {
     }
 
     async fn execution_verb(self: &Arc<Self>, body: &[u8]) -> Result<ExecutionView, ApiError> {
-        let request: ExecutionRequest = read("execution", body)?;
+        let request: ExecutionRequest = read_object("execution", body)?;
         let known = self.known(&request.execution_id).await?;
         let mut view = known.view();
         view.position = self.position_of(&known).await;
@@ -198,7 +194,7 @@ impl Dispatcher {
 
     async fn executions_verb(self: &Arc<Self>, body: &[u8]) -> Result<serde_json::Value, ApiError> {
         let request: ExecutionsRequest =
-            if body.is_empty() { ExecutionsRequest::default() } else { read("executions", body)? };
+            if body.is_empty() { ExecutionsRequest::default() } else { read_object("executions", body)? };
         let limit = request.limit.unwrap_or(LIST_LIMIT_DEFAULT);
         if limit == 0 || limit > LIST_LIMIT_MAX {
             return Err(ApiError::bad_request(format!(
@@ -225,7 +221,7 @@ impl Dispatcher {
     }
 
     async fn capacity_verb(self: &Arc<Self>, body: &[u8]) -> Result<serde_json::Value, ApiError> {
-        let request: CapacityRequest = read("capacity", body)?;
+        let request: CapacityRequest = read_object("capacity", body)?;
         match (&request.agent_id, &request.pool) {
             (Some(agent_id), None) => self.agent_capacity(agent_id).await,
             (None, Some(pool)) => self.pool_capacity(pool).await,

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rollcall_core::agent::Status;
 use rollcall_core::time::{Clock, SystemClock};
-use rollcall_core::wire::{AgentRequest, ApiError, ErrorCode, Goodbye, GoodbyeReason, InFlight};
+use rollcall_core::wire::{AgentRequest, ApiError, ErrorCode, Goodbye, GoodbyeReason, InFlight, read_object};
 use rollcall_core::{AgentId, InstanceId, Pool};
 use rollcall_nats::{ApiHandle, ApiOptions, ApiRequest, ApiServer, Bus, Entry, RequestError, SubscribeError};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
@@ -115,12 +114,12 @@ impl Verbs {
         if verb == "agents" {
             let query = match request.payload.as_ref() {
                 b"" => ListQuery::default(),
-                bytes => read(verb, bytes)?,
+                bytes => read_object(verb, bytes)?,
             };
             let listing = self.ask(|reply| Ask::List(query, reply)).await??;
             return encode(&listing);
         }
-        let asked: AgentRequest = read(verb, &request.payload)?;
+        let asked: AgentRequest = read_object(verb, &request.payload)?;
         check(verb, &asked)?;
         let id = asked.agent_id.clone();
         let view = self.known(&id).await?;
@@ -206,14 +205,6 @@ fn named(reason: &str) -> GoodbyeReason {
         "restart" => GoodbyeReason::Restart,
         _ => GoodbyeReason::Operator,
     }
-}
-
-/// Reads an object. (A list of values in the order of the fields would be taken for one.)
-fn read<T: DeserializeOwned>(verb: &str, bytes: &[u8]) -> Result<T, ApiError> {
-    if bytes.trim_ascii_start().first() != Some(&b'{') {
-        return Err(ApiError::bad_request(format!("{verb}: not a JSON object")));
-    }
-    serde_json::from_slice(bytes).map_err(|error| ApiError::bad_json(verb, &error))
 }
 
 fn check(verb: &str, asked: &AgentRequest) -> Result<(), ApiError> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rollcall_core::wire::{ApiError as Refusal, ErrorCode, ExecutionRequest};
+use rollcall_core::wire::{ApiError as Refusal, ErrorCode, ExecutionRequest, read_object};
 use rollcall_nats::{ApiError, ApiHandle, ApiOptions, ApiRequest, ApiServer, SubscribeError};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -105,7 +105,7 @@ async fn run(shared: &Shared, request: &ApiRequest) -> Result<Value, Refusal> {
     let run: RunRequest = if request.payload.is_empty() {
         RunRequest::default()
     } else {
-        serde_json::from_slice(&request.payload).map_err(|error| Refusal::bad_json("watchdog.run", &error))?
+        read_object("watchdog.run", &request.payload)?
     };
     if !shared.with(|world, _| world.sight.caught_up()) {
         return Err(Refusal::not_ready("the log is still being read"));
@@ -117,8 +117,7 @@ async fn run(shared: &Shared, request: &ApiRequest) -> Result<Value, Refusal> {
 }
 
 async fn explain(shared: &Shared, request: &ApiRequest) -> Result<Value, Refusal> {
-    let wanted: ExecutionRequest =
-        serde_json::from_slice(&request.payload).map_err(|error| Refusal::bad_json("explain", &error))?;
+    let wanted: ExecutionRequest = read_object("explain", &request.payload)?;
     let id = wanted.execution_id;
     if !shared.with(|world, _| world.sight.caught_up()) {
         return Err(Refusal::not_ready("the log is still being read"));

@@ -23,6 +23,27 @@ pub const INTERVAL_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
 /// Longest timeout, deadline or time to live anybody may ask for: a year.
 pub const DURATION_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
 
+/// Reads what somebody sent, which must be a JSON object: from a list, serde would take the values in the order of the
+/// fields. `what` names it in the error, which also says which field is wrong.
+///
+/// # Errors
+/// `bad_request`; `invalid_id` for an identifier that is none.
+pub fn read_object<'de, T: serde::Deserialize<'de>>(what: &str, bytes: &'de [u8]) -> Result<T, ApiError> {
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::bad_request(format!("{what}: not a JSON object")));
+    }
+    serde_json::from_slice(bytes).map_err(|error| {
+        // Read once more with an eye on the way to the fault: what is right, which is most, does not pay for it.
+        let mut again = serde_json::Deserializer::from_slice(bytes);
+        match serde_path_to_error::deserialize::<_, T>(&mut again) {
+            Err(found) if found.path().iter().next().is_some() => {
+                ApiError::bad_json(&format!("{what}: {}", found.path()), found.inner())
+            }
+            _ => ApiError::bad_json(what, &error),
+        }
+    })
+}
+
 /// Reads `null` as the field's default: many languages write an empty map or text so.
 fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{DURATION_MS_MAX, ErrorBody, InFlight, Outcome, REQUEST_BYTES_MAX};
+use super::{DURATION_MS_MAX, ErrorBody, InFlight, Outcome, REQUEST_BYTES_MAX, read_object};
 use crate::{
     event::PayloadRef,
     execution::State,
@@ -227,7 +227,7 @@ impl SubmitRequest {
         if bytes.len() > REQUEST_BYTES_MAX {
             return Err(ApiError::too_large("submit", bytes.len(), REQUEST_BYTES_MAX));
         }
-        let request: Self = serde_json::from_slice(bytes).map_err(|e| ApiError::bad_json("submit", &e))?;
+        let request: Self = read_object("submit", bytes)?;
         match (&request.agent_id, &request.pool) {
             (None, None) => return Err(ApiError::bad_request("submit: name an agent_id or a pool")),
             (Some(_), Some(_)) => {

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{CAPACITY_MAX, DURATION_MS_MAX, HEARTBEAT_BYTES_MAX, INTERVAL_MS};
+use super::{CAPACITY_MAX, DURATION_MS_MAX, HEARTBEAT_BYTES_MAX, INTERVAL_MS, read_object};
 use crate::{
     ids::{ExecutionId, InstanceId, InvalidId, Pool, is_valid_id},
     time::Timestamp,
@@ -144,7 +144,7 @@ impl<'a> Heartbeat<'a> {
         if bytes.len() > HEARTBEAT_BYTES_MAX {
             return Err(ApiError::too_large("heartbeat", bytes.len(), HEARTBEAT_BYTES_MAX));
         }
-        let beat: Self = serde_json::from_slice(bytes).map_err(|e| ApiError::bad_json("heartbeat", &e))?;
+        let beat: Self = read_object("heartbeat", bytes)?;
         let id = |field, text: &str| {
             if is_valid_id(text) {
                 Ok(())

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{ApiError, REQUEST_BYTES_MAX};
+use super::{ApiError, REQUEST_BYTES_MAX, read_object};
 use crate::{
     ids::{AgentId, ExecutionId, InstanceId},
     time::Timestamp,
@@ -93,7 +93,7 @@ impl Report {
         if bytes.len() > REQUEST_BYTES_MAX {
             return Err(ApiError::too_large("report", bytes.len(), REQUEST_BYTES_MAX));
         }
-        let report: Self = serde_json::from_slice(bytes).map_err(|e| ApiError::bad_json("report", &e))?;
+        let report: Self = read_object("report", bytes)?;
         if let Some(named) = report.agent_id.as_ref().filter(|named| *named != agent) {
             return Err(ApiError::not_the_subjects("agent_id", named.as_str(), agent.as_str()));
         }

@@ -12,6 +12,39 @@ fn read(value: &Value) -> Result<SubmitRequest, ApiError> {
 }
 
 #[test]
+fn an_error_names_the_field_and_a_list_is_no_object() {
+    let refused = read(&json!({"pool": "default", "timeout_ms": "x"})).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::BadRequest);
+    let said = &refused.message;
+    assert!(said.starts_with(r#"submit: timeout_ms: invalid type: string "x", expected u64"#), "{said}");
+    let deep =
+        read(&json!({"pool": "default", "labels": {"zone": 1}, "input": {"any": ["thing"]}})).unwrap_err();
+    assert!(deep.message.starts_with("submit: labels.zone: invalid type"), "{deep:?}");
+    let id = read(&json!({"agent_id": "a.b"})).unwrap_err();
+    assert_eq!(id.code, ErrorCode::InvalidId);
+    assert!(id.message.starts_with("submit: agent_id: "), "{id:?}");
+    let cut = SubmitRequest::read(b"{\"pool\": ").unwrap_err();
+    assert!(cut.message.starts_with("submit: ") && cut.code == ErrorCode::BadRequest, "{cut:?}");
+
+    let refused = |error: ApiError, what: &str| {
+        assert_eq!(
+            (error.code, error.message),
+            (ErrorCode::BadRequest, format!("{what}: not a JSON object"))
+        );
+    };
+    refused(crate::wire::read_object::<ExecutionRequest>("explain", b" [\"x\"]").unwrap_err(), "explain");
+    refused(SubmitRequest::read(b"[]").unwrap_err(), "submit");
+    refused(Heartbeat::read("a", br#"["i", 1, "ready", 1, []]"#).unwrap_err(), "heartbeat");
+    refused(
+        Report::read(&samples::agent(), &samples::execution(), br#"["i", 1, "completed"]"#).unwrap_err(),
+        "report",
+    );
+    let spaced =
+        crate::wire::read_object::<ExecutionRequest>("explain", b" \n{\"execution_id\": \"x\"}").unwrap();
+    assert_eq!(spaced.execution_id.as_str(), "x");
+}
+
+#[test]
 fn the_contracts_submission_is_read_whole() {
     let request = read(&json!({
         "execution_id": "e-1", "agent_id": "agent-7", "input": {"b": 1, "a": [2]},
