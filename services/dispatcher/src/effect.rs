@@ -30,17 +30,15 @@ impl Dispatcher {
                 Effect::Terminate => self.spawn_cancel(change.after.id().clone(), change.after.attempt),
                 Effect::Settle(hold) => {
                     for pool in self.pools_of(change) {
-                        let settled = self
-                            .in_redis(&pool, "settle", || {
-                                self.capacity.settle(pool.as_str(), &hold, self.stamp())
-                            })
-                            .await;
-                        if let Some(settled) = settled {
-                            self.spawn_launches(&pool, settled.promoted);
-                        }
+                        self.settle(&pool, &hold).await;
                     }
                 }
                 Effect::Requeue { old, new, hold_back } => {
+                    // It waits in the pool that it was submitted to; its agent may have moved to another one with its slots.
+                    let waits_in = self.ledger.read(|p| p.pool_of(&change.after));
+                    for pool in self.pools_of(change).iter().filter(|pool| **pool != waits_in) {
+                        self.settle(pool, &old).await;
+                    }
                     let watched = hold_back.clone();
                     self.requeue(&change.after, old, new, hold_back).await;
                     if let Some(agent) = watched.and_then(|a| AgentId::new(&a).ok()) {
@@ -48,6 +46,14 @@ impl Dispatcher {
                     }
                 }
             }
+        }
+    }
+
+    async fn settle(self: &Arc<Self>, pool: &Pool, hold: &rollcall_capacity::Hold) {
+        let settled =
+            self.in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), hold, self.stamp())).await;
+        if let Some(settled) = settled {
+            self.spawn_launches(pool, settled.promoted);
         }
     }
 

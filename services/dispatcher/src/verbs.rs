@@ -101,7 +101,18 @@ impl Dispatcher {
         if matches!(known.state, State::Cancelling | State::Cancelled) {
             return Ok(self.reply_for(&known).await);
         }
-        let change = self.ledger.decide(&request.execution_id, |e| e.cancel(&reason, "api")).await?;
+        let change = match self.ledger.decide(&request.execution_id, |e| e.cancel(&reason, "api")).await {
+            Ok(change) => change,
+            Err(refused @ DecideError::Refused(_)) => {
+                // Somebody cancelled it at the same time: that is what this one wanted.
+                let now = self.known(&request.execution_id).await?;
+                return match now.state {
+                    State::Cancelling | State::Cancelled => Ok(self.reply_for(&now).await),
+                    _ => Err(refused.into()),
+                };
+            }
+            Err(error) => return Err(error.into()),
+        };
         self.carry_out(&change).await;
         Ok(self.reply_for(&change.after).await)
     }
@@ -255,6 +266,14 @@ impl Dispatcher {
     }
 
     async fn pool_capacity(self: &Arc<Self>, pool: &Pool) -> Result<serde_json::Value, ApiError> {
+        self.ledger.current().await.map_err(|e| ApiError::unavailable(e.to_string()))?;
+        if !self.ledger.read(|projection| projection.pools().contains(pool)) {
+            // Nothing is kept for a pool that nobody is in and nothing waits for, so Redis is not asked, which would begin it.
+            return Ok(serde_json::json!({
+                "pool": pool, "capacity": 0, "held_count": 0, "agents": [],
+                "queue": [], "queued": 0, "free_agents": 0,
+            }));
+        }
         let agents: Vec<(String, u32)> = self.ledger.read(|projection| {
             projection
                 .agents()

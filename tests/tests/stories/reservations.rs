@@ -4,6 +4,7 @@ use bytes::Bytes;
 use e2e::{
     Fleet, ScriptedAgent,
     fleet::{Options, SOON},
+    until,
 };
 use futures_util::future::join_all;
 use rollcall_capacity::{Ask, Capacity, Hold, Priority, RedisCapacity, Stamp};
@@ -106,5 +107,67 @@ async fn a_submission_that_is_known_to_have_failed_gives_its_slot_back() {
     let reply = fleet.submit(json!({"execution_id": "two", "agent_id": "a"})).await;
     assert_eq!(reply["state"], "running", "{reply}");
     agent.given("two").await;
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_about_a_pool_does_not_make_one() {
+    let fleet = Fleet::start().await;
+    let nowhere = fleet.api("capacity", json!({"pool": "nowhere"})).await.expect("an answer");
+    assert_eq!((&nowhere["capacity"], &nowhere["held_count"]), (&json!(0), &json!(0)), "{nowhere}");
+    assert_eq!((&nowhere["queue"], &nowhere["agents"]), (&json!([]), &json!([])), "{nowhere}");
+    let unknown = fleet.api("capacity", json!({"agent_id": "nobody"})).await;
+    assert_eq!(unknown.expect_err("nobody is there").code, "unknown_agent");
+    let capacity = RedisCapacity::connect(&fleet.redis.url(), "rollcall").await.expect("an address");
+    let pools = capacity.pools().await.expect("an answer");
+    assert!(!pools.contains(&"nowhere".to_owned()), "{pools:?}");
+    // Work that waits for agents yet to come makes it one.
+    fleet.submit(json!({"execution_id": "early", "pool": "nowhere"})).await;
+    let waits = fleet.api("capacity", json!({"pool": "nowhere"})).await.expect("an answer");
+    assert_eq!(waits["queue"][0]["execution_id"], "early", "{waits}");
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_who_cancels_at_the_same_time_is_answered_the_same() {
+    let fleet = Fleet::start().await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 4).await;
+    fleet.status("a", "connected", SOON).await;
+    for n in 0..4 {
+        let id = format!("x{n}");
+        fleet.submit(json!({"execution_id": id, "agent_id": "a"})).await;
+        agent.given(&id).await;
+        let cancel = || fleet.api("cancel", json!({"execution_id": id, "reason": "enough"}));
+        for answer in join_all((0..8).map(|_| cancel())).await {
+            let state = answer.as_ref().map_or("", |reply| reply["state"].as_str().unwrap_or_default());
+            assert!(matches!(state, "cancelling" | "cancelled"), "{answer:?}");
+        }
+        fleet.state(&id, "cancelled", SOON).await;
+    }
+    fleet.audit().await;
+}
+
+/// Work of a pool waits in that pool again, and its slot was taken along by its agent to another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn pool_work_of_an_agent_that_moved_to_another_pool_gives_its_slot_back() {
+    let fleet = unaudited().await;
+    let old = ScriptedAgent::start_with(&fleet.bus, "a", 1, json!({"pool": "p1"})).await;
+    fleet.status("a", "connected", SOON).await;
+    fleet.submit(json!({"execution_id": "x", "pool": "p1", "on_loss": "requeue"})).await;
+    old.given("x").await;
+    // Its heartbeats go on: nobody misses the work before the move is over.
+    let new = ScriptedAgent::start_with(&fleet.bus, "a", 1, json!({"pool": "p2"})).await;
+    fleet.agent_event("a", "agent.superseded", SOON).await;
+    until("the slot to have moved", SOON, || async {
+        let view = fleet.api("capacity", json!({"agent_id": "a"})).await.map_err(|e| format!("{e:?}"))?;
+        if view["pool"] == "p2" && view["held_count"] == 1 { Ok(()) } else { Err(view.to_string()) }
+    })
+    .await;
+    old.vanish().await;
+    fleet.event("x", "execution.recovered", SOON).await;
+    fleet.holds_nothing("a").await;
+    let next = fleet.submit(json!({"execution_id": "y", "agent_id": "a"})).await;
+    assert_eq!(next["state"], "running", "{next}");
+    new.given("y").await;
     fleet.audit().await;
 }
