@@ -16,6 +16,7 @@ use rollcall_core::{
 
 use crate::{
     decide::{self, Misplaced, Unfinished},
+    effect::Leaves,
     ledger::DecideError,
     rebuild::RebuildError,
     shell::Dispatcher,
@@ -255,7 +256,7 @@ impl Dispatcher {
                     .in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), hold, self.stamp()))
                     .await;
                 if settled.is_some_and(|s| s.dequeued) {
-                    findings.elsewhere += usize::from(self.place_waiting(id.as_str()).await);
+                    findings.elsewhere += usize::from(self.place_waiting(id.as_str()).await == Some(true));
                 }
             }
             // Reserved, not submitted yet: reclaimed with the unconfirmed ones when it is due.
@@ -310,7 +311,7 @@ impl Dispatcher {
             Ok(change) => {
                 findings.unconfirmed += 1;
                 tracing::warn!(execution_id = %execution.id(), "it had a slot and nobody launched it");
-                self.requeue(&change.after, hold.clone(), hold.clone(), None).await;
+                self.requeue(&change.after, hold.clone(), hold.clone(), Leaves::Granted(granted_at_ms)).await;
             }
             Err(DecideError::Refused(_)) => {}
             Err(error) => {
@@ -347,7 +348,7 @@ impl Dispatcher {
                 if self.ledger.now().since_ms(execution.state_since) < FINISH_AFTER.as_millis() as u64 {
                     return Ok(());
                 }
-                findings.missing += usize::from(self.place_waiting(id.as_str()).await);
+                findings.missing += usize::from(self.place_waiting(id.as_str()).await == Some(true));
             }
             None => {}
         }

@@ -3,7 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use rollcall_capacity::{Capacity, Error as CapacityError, Grant, Requeue, Stamp};
-use rollcall_core::{AgentId, ExecutionId, Pool, agent::Agent, execution::Execution};
+use rollcall_core::{
+    AgentId, ExecutionId, Pool,
+    agent::Agent,
+    execution::{Execution, State},
+};
 
 use crate::{
     decide::{self, Effect},
@@ -15,6 +19,14 @@ use crate::{
 const EFFECT_TRIES_MAX: u32 = 4;
 /// Pause before the second try; it doubles.
 const EFFECT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Which slot an attempt leaves when it waits again as the same one.
+pub(crate) enum Leaves {
+    /// One of the agent that refused it, which is offered nothing for now; without an agent, none.
+    Refused(Option<String>),
+    /// The one that it was granted at this moment, milliseconds since 1970.
+    Granted(u64),
+}
 
 impl Dispatcher {
     /// The stamp of something done now.
@@ -40,7 +52,7 @@ impl Dispatcher {
                         self.settle(pool, &old).await;
                     }
                     let watched = hold_back.clone();
-                    self.requeue(&change.after, old, new, hold_back).await;
+                    self.requeue(&change.after, old, new, Leaves::Refused(hold_back)).await;
                     if let Some(agent) = watched.and_then(|a| AgentId::new(&a).ok()) {
                         self.spawn_reopen(agent);
                     }
@@ -71,32 +83,37 @@ impl Dispatcher {
         })
     }
 
+    /// Has an execution wait at the head of its queue. Whether it was put there now; `None`: it is left to the audit.
     pub(crate) async fn requeue(
         self: &Arc<Self>,
         execution: &Execution,
         old: rollcall_capacity::Hold,
         new: rollcall_capacity::Hold,
-        hold_back: Option<String>,
-    ) {
+        leaves: Leaves,
+    ) -> Option<bool> {
         let pool = self.ledger.read(|p| p.pool_of(execution));
+        let (hold_back, granted_at_ms) = match leaves {
+            Leaves::Refused(agent) => (agent, None),
+            Leaves::Granted(at_ms) => (None, Some(at_ms)),
+        };
         let requeue = Requeue {
             old,
             new,
             queue: decide::queue_of(execution),
             priority: decide::priority_of(execution),
             hold_back,
+            granted_at_ms,
         };
         let done = self
             .in_redis(&pool, "requeue", || self.capacity.requeue(pool.as_str(), &requeue, self.stamp()))
             .await;
-        if let Some(requeued) = done {
-            // The log says that it waits: its place needs no other confirmation.
-            if let Err(error) = self.capacity.confirm_queued(pool.as_str(), &requeue.new, self.stamp()).await
-            {
-                tracing::debug!(%error, hold = %requeue.new, "left to the audit");
-            }
-            self.spawn_launches(&pool, requeued.promoted);
+        let requeued = done?;
+        // The log says that it waits: its place needs no other confirmation.
+        if let Err(error) = self.capacity.confirm_queued(pool.as_str(), &requeue.new, self.stamp()).await {
+            tracing::debug!(%error, hold = %requeue.new, "left to the audit");
         }
+        self.spawn_launches(&pool, requeued.promoted);
+        Some(requeued.queued)
     }
 
     /// Tells Redis what the log says of an agent, and moves it when it changed pools.
@@ -178,17 +195,13 @@ impl Dispatcher {
         }
     }
 
-    /// Gives an execution that waits by the log its place in Redis, if it has none.
-    pub(crate) async fn place_waiting(self: &Arc<Self>, id: &str) -> bool {
-        let Some(execution) = ExecutionId::new(id).ok().and_then(|id| self.ledger.execution(&id)) else {
-            return false;
-        };
-        if execution.state != rollcall_core::execution::State::Queued {
-            return false;
-        }
+    /// Gives an execution that waits by the log its place in Redis, if it has none. Whether it was put there now; `None`:
+    /// it is left to the audit.
+    pub(crate) async fn place_waiting(self: &Arc<Self>, id: &str) -> Option<bool> {
+        let known = ExecutionId::new(id).ok().and_then(|id| self.ledger.execution(&id));
+        let Some(execution) = known.filter(|e| e.state == State::Queued) else { return Some(false) };
         let hold = decide::hold(&execution, execution.attempt);
-        self.requeue(&execution, hold.clone(), hold, None).await;
-        true
+        self.requeue(&execution, hold.clone(), hold, Leaves::Refused(None)).await
     }
 
     /// Runs an operation in Redis, rebuilding the pool when that is what it takes. `None`: it did not happen; the

@@ -14,7 +14,7 @@ use rollcall_core::{
 use rollcall_nats::RequestError;
 use serde_json::value::RawValue;
 
-use crate::{decide, ledger::DecideError, shell::Dispatcher, state::Change};
+use crate::{decide, effect::Leaves, ledger::DecideError, shell::Dispatcher, state::Change};
 
 /// How long an agent has to answer a dispatch before its outcome is unknown (PROTOCOL.md 4, `submit`).
 pub(crate) const DISPATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -169,7 +169,8 @@ impl Dispatcher {
                 // First, or the slot would be given to the next one.
                 self.tell_of(agent).await;
                 let hold = grant.hold.clone();
-                self.requeue(&change.after, hold.clone(), hold, Some(grant.agent.clone())).await;
+                let refused = Leaves::Refused(Some(grant.agent.clone()));
+                self.requeue(&change.after, hold.clone(), hold, refused).await;
                 self.spawn_reopen(agent.id.clone());
             }
             Err(DecideError::Refused(_)) => {

@@ -124,7 +124,8 @@ pub trait Capacity: Send + Sync + 'static {
     fn reclaim(&self, pool: &str, hold: &Hold, stamp: Stamp) -> impl Future<Output = Result<Settled>> + Send;
 
     /// The old hold goes, the new one waits at the head of its priority (or runs at once, if a slot is free).
-    /// A new one that has a place already keeps it, and then only the old one is taken away.
+    /// A new one that has a place already keeps it, and then only the old one is taken away. With both the same it places
+    /// a hold that has no place, or takes back the very slot that [`Requeue`] names.
     fn requeue(
         &self,
         pool: &str,

@@ -64,6 +64,12 @@ impl Epoch {
         Self(text.into())
     }
 
+    /// No life of any pool, before all of them: who confirms a grant of it asks for the slot that the log gives it, as if
+    /// Redis had been rebuilt since.
+    pub fn before_all() -> Self {
+        Self::read("0")
+    }
+
     /// The text form.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -237,11 +243,14 @@ pub struct Requeue {
     pub queue: Queue,
     /// With which priority.
     pub priority: Priority,
-    /// The agent that refused: it is offered nothing until [`Capacity::reopen`]. When old and new are the same, name it:
-    /// then a repetition of the call does nothing even if the hold got a slot elsewhere in the meantime.
+    /// The agent that refused: it is offered nothing until [`Capacity::reopen`]. When old and new are the same, the hold
+    /// leaves a slot of this agent only.
     ///
     /// [`Capacity::reopen`]: crate::Capacity::reopen
     pub hold_back: Option<String>,
+    /// When the slot was granted that is to be taken back, milliseconds since 1970: when old and new are the same, the
+    /// hold leaves no slot that it got at another moment. With neither this nor `hold_back` it keeps whatever place it has.
+    pub granted_at_ms: Option<u64>,
 }
 
 /// What a requeue did.

@@ -314,7 +314,7 @@ impl Dispatcher {
                 }
                 Effect::Requeue { old, new, hold_back } => {
                     let watched = hold_back.clone();
-                    self.requeue(&change.after, old, new, hold_back).await;
+                    self.requeue(&change.after, old, new, hold_back, None).await;
                     if let Some(agent) = watched.and_then(|a| AgentId::new(&a).ok()) {
                         self.spawn_reopen(agent);
                     }
@@ -329,6 +329,7 @@ impl Dispatcher {
         old: Hold,
         new: Hold,
         hold_back: Option<String>,
+        granted_at_ms: Option<u64>,
     ) {
         let requeue = Requeue {
             old,
@@ -336,6 +337,7 @@ impl Dispatcher {
             queue: decide::queue_of(execution),
             priority: decide::priority_of(execution),
             hold_back,
+            granted_at_ms,
         };
         let done = self.in_capacity(|c| at_once(c.requeue(POOL, &requeue, self.stamp()))).await;
         if let Some(requeued) = done {
@@ -347,7 +349,7 @@ impl Dispatcher {
     async fn place_waiting(self: &Rc<Self>, id: &ExecutionId) {
         if let Some(execution) = self.execution(id).filter(|e| e.state == State::Queued) {
             let hold = decide::hold(&execution, execution.attempt);
-            self.requeue(&execution, hold.clone(), hold, None).await;
+            self.requeue(&execution, hold.clone(), hold, None, None).await;
         }
     }
 

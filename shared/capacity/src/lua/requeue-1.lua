@@ -1,18 +1,21 @@
 -- The old hold goes, the new one waits at the head of its priority, and free slots are filled.
 --
 -- Input   KEYS 1: meta. ARGV [5] old member, [6] new member, [7] agent of the queue ('' the pool's), [8] priority,
---         [9] agent that is held back ('' none), [10] needs no dispatch 0|1.
+--         [9] agent that is held back ('' none), [10] needs no dispatch 0|1,
+--         [11] when the slot to be taken back was granted, ms ('' none).
 -- Output  released 0|1, dequeued 0|1, queued 0|1, {member, agent, ...} promoted
-local old, new, target, refuser = ARGV[5], ARGV[6], ARGV[7], ARGV[9]
+local old, new, target, refuser, granted = ARGV[5], ARGV[6], ARGV[7], ARGV[9], ARGV[11]
 local promoted = {}
 
 if old == new then
-  -- A repetition finds the hold waiting, or with a slot on an agent that did not refuse it.
+  -- It leaves only the very slot that is meant; whatever else it has by now it keeps.
   local at = call('HGET', where_key, old)
-  local waits = at and string.sub(at, 1, 1) ~= 's'
-  if waits or (at and refuser ~= '' and at ~= 's' .. refuser) then
-    return finish(false, { 0, 0, 0, 0, 0, promoted })
+  local leaves = at and string.sub(at, 1, 1) == 's' and (refuser ~= '' or granted ~= '')
+  if leaves and refuser ~= '' then leaves = at == 's' .. refuser end
+  if leaves and granted ~= '' then
+    leaves = tonumber(call('ZSCORE', slots_of(string.sub(at, 2)), old) or -1) == tonumber(granted)
   end
+  if at and not leaves then return finish(false, { 0, 0, 0, 0, 0, promoted }) end
 end
 
 local kind, freed = withdraw(old)

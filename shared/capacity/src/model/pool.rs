@@ -328,17 +328,20 @@ impl Pool {
     }
 
     pub(super) fn requeue(&mut self, requeue: &Requeue, now_ms: u64) -> (Requeued, bool) {
-        let Requeue { old, new, queue, priority, hold_back } = requeue;
+        let Requeue { old, new, queue, priority, hold_back, granted_at_ms: meant } = requeue;
         let mut done = Requeued::default();
         if old == new {
-            match self.places.get(old) {
-                Some(At::Waits { .. }) => return (done, false),
-                Some(At::Slot { agent, .. })
-                    if hold_back.as_ref().is_some_and(|refuser| refuser != agent) =>
-                {
-                    return (done, false);
+            let keeps = match self.places.get(old) {
+                None => false,
+                Some(At::Waits { .. }) => true,
+                Some(At::Slot { agent, granted_at_ms }) => {
+                    (hold_back.is_none() && meant.is_none())
+                        || hold_back.as_ref().is_some_and(|refuser| refuser != agent)
+                        || meant.is_some_and(|meant| meant != *granted_at_ms)
                 }
-                _ => {}
+            };
+            if keeps {
+                return (done, false);
             }
         }
         let was = self.withdraw(old);

@@ -112,6 +112,10 @@ impl RedisCapacity {
             Arg::Number(requeue.priority.get().into()),
             Arg::Text(requeue.hold_back.as_deref().unwrap_or_default()),
             Arg::Number((requeue.queue == Queue::External).into()),
+            match requeue.granted_at_ms {
+                Some(at) => Arg::Number(exact("granted_at_ms", at)?),
+                None => Arg::Text(""),
+            },
         ];
         let (epoch, mut reply) = self.change(&operation::REQUEUE, pool, stamp, &args).await?;
         Ok(Requeued {

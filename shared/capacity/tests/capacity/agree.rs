@@ -50,6 +50,7 @@ enum Step {
         queue: Queue,
         priority: u8,
         hold_back: Option<usize>,
+        granted_at_ms: Option<u64>,
     },
     Adopt {
         agent: usize,
@@ -146,8 +147,11 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => any_hold().prop_map(|hold| Step::ConfirmQueued { hold }),
         9 => any_hold().prop_map(|hold| Step::Settle { hold }),
         4 => any_hold().prop_map(|hold| Step::Reclaim { hold }),
-        8 => (any_hold(), proptest::option::of(any_hold()), any_queue(), 0..3u8, proptest::option::of(agent()))
-            .prop_map(|(old, new, queue, priority, hold_back)| Step::Requeue { old, new, queue, priority, hold_back }),
+        8 => (any_hold(), proptest::option::of(any_hold()), any_queue(), 0..3u8,
+            proptest::option::of(agent()), proptest::option::weighted(0.3, 0..9u64))
+            .prop_map(|(old, new, queue, priority, hold_back, granted_at_ms)| {
+                Step::Requeue { old, new, queue, priority, hold_back, granted_at_ms }
+            }),
         2 => (agent(), any_hold()).prop_map(|(agent, hold)| Step::Adopt { agent, hold }),
         3 => (agent(), agent(), any_hold(), 0..9u64)
             .prop_map(|(from, to, hold, granted_at_ms)| Step::Relocate { from, to, hold, granted_at_ms }),
@@ -226,13 +230,14 @@ impl<C: Capacity> Side<C> {
                 let answer = c.reclaim(POOL, hold, stamp).await;
                 self.promoted(answer, |settled| &settled.promoted)
             }
-            Step::Requeue { old, new, queue: to, priority, hold_back } => {
+            Step::Requeue { old, new, queue: to, priority, hold_back, granted_at_ms } => {
                 let requeue = Requeue {
                     old: old.clone(),
                     new: new.as_ref().unwrap_or(old).clone(),
                     queue: to.clone(),
                     priority: Priority::new(*priority).unwrap(),
                     hold_back: hold_back.map(|agent| AGENTS[agent].to_owned()),
+                    granted_at_ms: *granted_at_ms,
                 };
                 let answer = c.requeue(POOL, &requeue, stamp).await;
                 self.promoted(answer, |requeued| &requeued.promoted)

@@ -267,6 +267,7 @@ async fn nothing_in_redis_expires_by_itself() {
         queue: Queue::Agent("a".into()),
         priority: Priority::default(),
         hold_back: Some("a".into()),
+        granted_at_ms: None,
     };
     c.requeue(POOL, &back, at(4)).await.unwrap();
     c.reopen(POOL, "a", at(5)).await.unwrap();

@@ -103,6 +103,7 @@ async fn race(c: &RedisCapacity, random: &mut StdRng, number: u64, round: u64) {
                 queue: if random.random_bool(0.5) { Queue::Pool } else { Queue::Agent(agent.into()) },
                 priority: Priority::default(),
                 hold_back: refusal.then(|| agent.to_owned()),
+                granted_at_ms: None,
             };
             let requeued = c.requeue(POOL, &requeue, stamp).await.unwrap();
             tell_promoted(&requeued.promoted);

@@ -2,8 +2,8 @@
 
 use rollcall_capacity::testing::RedisServer;
 use rollcall_capacity::{
-    AgentSetting, Ask, Capacity, Confirmation, Error, GrantedSlot, Hold, MAX_EXACT, ModelCapacity, Outcome,
-    PAGE, PROMOTE_BATCH, Place, Priority, Queue, Requeue, Stamp,
+    AgentSetting, Ask, Capacity, Confirmation, Epoch, Error, Grant, GrantedSlot, Hold, MAX_EXACT,
+    ModelCapacity, Outcome, PAGE, PROMOTE_BATCH, Place, Priority, Queue, Requeue, Stamp,
 };
 
 use crate::support::*;
@@ -40,6 +40,8 @@ on_both!(
     a_refused_dispatch_goes_back_and_holds_back,
     a_repeated_requeue_changes_nothing,
     a_requeue_takes_another_free_agent,
+    requeued_as_it_is_a_hold_leaves_only_the_slot_that_is_meant,
+    what_the_log_gives_is_claimed_where_there_is_room,
     who_waits_ahead_is_served_first,
     one_release_promotes_one,
     unconfirmed_until_confirmed,
@@ -157,6 +159,7 @@ async fn priority_then_arrival_then_requeues_first<C: Capacity>(c: C) {
         queue: Queue::Agent("q".into()),
         priority: Priority::new(priority).unwrap(),
         hold_back: None,
+        granted_at_ms: None,
     };
     c.requeue(POOL, &back("b2", 5), at(3)).await.unwrap();
     c.requeue(POOL, &back("b1", 5), at(3)).await.unwrap();
@@ -264,7 +267,7 @@ async fn an_agent_that_no_dispatch_reaches_gets_only_what_needs_none<C: Capacity
     // One by one the rest goes where a dispatch reaches; put back it stays what it is.
     let freed = c.settle(POOL, &hold("p1"), at(6)).await.unwrap();
     assert_eq!((names(&freed.promoted), freed.promoted[0].agent.as_str()), (vec!["p2"], "dispatched"));
-    let back = Requeue { hold_back: None, ..refused("e3", "file", Queue::External) };
+    let back = Requeue { hold_back: None, granted_at_ms: Some(5), ..refused("e3", "file", Queue::External) };
     assert_eq!(names(&c.requeue(POOL, &back, at(7)).await.unwrap().promoted), ["e3"]);
     // Named, it has a queue as everybody.
     assert_eq!(position(&c.admit_to_agent(POOL, "file", &hold("own"), ask(5, 9), at(8)).await.unwrap()), 1);
@@ -306,6 +309,7 @@ fn refused(name: &str, agent: &str, queue: Queue) -> Requeue {
         queue,
         priority: Priority::default(),
         hold_back: Some(agent.into()),
+        granted_at_ms: None,
     }
 }
 
@@ -362,10 +366,59 @@ async fn a_requeue_takes_another_free_agent<C: Capacity>(c: C) {
         queue: Queue::Pool,
         priority: Priority::default(),
         hold_back: None,
+        granted_at_ms: None,
     };
     let done = c.requeue(POOL, &lost, at(3)).await.unwrap();
     let got: Vec<_> = done.promoted.iter().map(|g| (g.hold.to_string(), g.agent.clone())).collect();
     assert_eq!(got, [("own:1".to_owned(), "a".to_owned()), ("x:2".to_owned(), "b".to_owned())]);
+}
+
+async fn requeued_as_it_is_a_hold_leaves_only_the_slot_that_is_meant<C: Capacity>(c: C) {
+    with_agent(&c, "a", 1).await;
+    c.admit_to_agent(POOL, "a", &hold("x"), ask(5, 9), at(2)).await.unwrap();
+    c.admit_to_agent(POOL, "a", &hold("y"), ask(5, 9), at(2)).await.unwrap();
+    let place = |granted_at_ms| Requeue {
+        hold_back: None,
+        granted_at_ms,
+        ..refused("x", "a", Queue::Agent("a".into()))
+    };
+    // Somebody who takes it for lost, and somebody who saw an earlier slot of it.
+    assert_eq!(c.requeue(POOL, &place(None), at(3)).await.unwrap(), Default::default());
+    assert_eq!(c.requeue(POOL, &place(Some(1)), at(3)).await.unwrap(), Default::default());
+    let wrong_moment = Requeue { granted_at_ms: Some(1), ..refused("x", "a", Queue::Pool) };
+    assert_eq!(c.requeue(POOL, &wrong_moment, at(3)).await.unwrap(), Default::default());
+    assert_eq!(c.inspect(POOL, "a", 9).await.unwrap().held[0].hold, hold("x"));
+
+    // It leaves the slot that is meant, and is served again as the head of its queue.
+    let done = c.requeue(POOL, &place(Some(2)), at(4)).await.unwrap();
+    assert!(done.released && done.queued, "{done:?}");
+    assert_eq!(names(&done.promoted), ["x"]);
+    // The slot that it has now is another one.
+    assert_eq!(c.requeue(POOL, &place(Some(2)), at(5)).await.unwrap(), Default::default());
+    assert!(matches!(
+        c.requeue(POOL, &place(Some(MAX_EXACT + 1)), at(5)).await,
+        Err(Error::OutOfRange { what: "granted_at_ms", .. })
+    ));
+}
+
+async fn what_the_log_gives_is_claimed_where_there_is_room<C: Capacity>(c: C) {
+    with_agent(&c, "a", 1).await;
+    c.admit_to_agent(POOL, "a", &hold("x"), ask(5, 9), at(2)).await.unwrap();
+    let waits = c.admit_to_agent(POOL, "a", &hold("y"), ask(5, 9), at(2)).await.unwrap();
+    assert_eq!(position(&waits), 1);
+    let claim = |name: &str| Grant { hold: hold(name), agent: "a".into(), epoch: Epoch::before_all() };
+    assert_eq!(c.confirm(POOL, &claim("y"), at(3)).await.unwrap(), Confirmation::Lost);
+    assert_eq!(c.confirm(POOL, &claim("z"), at(3)).await.unwrap(), Confirmation::Lost);
+    let has = c.confirm(POOL, &claim("x"), at(3)).await.unwrap();
+    assert_eq!(has, Confirmation::Confirmed { reclaimed: false });
+    assert_eq!(queue_names(&c, "a").await, ["y"]);
+    c.set_agent(POOL, "a", setting(2, false, 2), at(4)).await.unwrap();
+    assert_eq!(c.confirm(POOL, &claim("y"), at(4)).await.unwrap(), Confirmation::Lost, "it is closed");
+    c.settle(POOL, &hold("y"), at(5)).await.unwrap();
+    c.set_agent(POOL, "a", setting(2, true, 3), at(5)).await.unwrap();
+    let taken = c.confirm(POOL, &claim("z"), at(6)).await.unwrap();
+    assert_eq!(taken, Confirmation::Confirmed { reclaimed: true });
+    assert_eq!(c.inspect(POOL, "a", 9).await.unwrap().held_count, 2);
 }
 
 async fn who_waits_ahead_is_served_first<C: Capacity>(c: C) {

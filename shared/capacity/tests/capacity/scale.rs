@@ -89,6 +89,7 @@ async fn no_script_is_slow_with_a_hundred_thousand() {
             queue: if i % 2 == 0 { Queue::Pool } else { own() },
             priority: Priority::new(9).unwrap(),
             hold_back: (i % 3 == 0).then(|| "big".to_owned()),
+            granted_at_ms: None,
         },
         stamp(i)
     ));

@@ -153,7 +153,7 @@ impl Dispatcher {
             return;
         }
         if let Ok(change) = self.put_back(execution.id(), hold.attempt, "launch_lost").await {
-            self.requeue(&change.after, hold.clone(), hold.clone(), None).await;
+            self.requeue(&change.after, hold.clone(), hold.clone(), None, Some(granted_at_ms)).await;
         }
     }
 

@@ -94,7 +94,7 @@ impl Dispatcher {
             Ok(change) => {
                 self.apply_agent(agent).await;
                 let hold = grant.hold.clone();
-                self.requeue(&change.after, hold.clone(), hold, Some(grant.agent.clone())).await;
+                self.requeue(&change.after, hold.clone(), hold, Some(grant.agent.clone()), None).await;
                 self.spawn_reopen(agent.clone());
             }
             Err(Undecided::Refused) => {
