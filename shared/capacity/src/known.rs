@@ -13,7 +13,10 @@ pub(crate) struct Known {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct KnownPools(Mutex<HashMap<String, Known>>);
+pub(crate) struct KnownPools {
+    seen: Mutex<HashMap<String, Known>>,
+    reflected: Mutex<HashMap<String, u64>>,
+}
 
 impl KnownPools {
     pub(crate) fn get(&self, pool: &str) -> Option<Known> {
@@ -43,8 +46,29 @@ impl KnownPools {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
-        // Every change of the map is a single step, so a panic elsewhere can't have left it half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The log sequence that the pool has reflected for sure; 0: nothing is known.
+    pub(crate) fn reflected(&self, pool: &str) -> u64 {
+        locked(&self.reflected).get(pool).copied().unwrap_or(0)
     }
+
+    pub(crate) fn expect(&self, pool: &str, log_seq: u64) {
+        let mut reflected = locked(&self.reflected);
+        match reflected.get_mut(pool) {
+            Some(known) => *known = log_seq.max(*known),
+            None => _ = reflected.insert(pool.to_owned(), log_seq),
+        }
+    }
+
+    pub(crate) fn expect_nothing(&self) {
+        locked(&self.reflected).clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        locked(&self.seen)
+    }
+}
+
+fn locked<T>(map: &Mutex<HashMap<String, T>>) -> MutexGuard<'_, HashMap<String, T>> {
+    // Every change of the maps is a single step, so a panic elsewhere can't have left it half done.
+    map.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -27,7 +27,8 @@
 //! So a dispatcher does: on [`Error::wants_rebuild`] run a rebuild (or wait for the one under way, see [`Meta::since_ms`], and
 //! begin its own if that takes too long: the later one wins), and repeat the effect. Epochs sort by the clocks of who began them; after a
 //! wipe, one that began with a clock behind looks like old data to those who knew a later one, which costs another rebuild. A version can't show that another
-//! handle's changes were lost if ours were not; the audit against the log does.
+//! handle's changes were lost if ours were not; the log can: what it says that a pool has reflected
+//! ([`RedisCapacity::expect`]) is the least that every script accepts.
 //!
 //! # Rebuild
 //! [`Capacity::rebuild_begin`], *then* read the log to its end (so that no effect which was applied before the wipe is missing),

@@ -53,6 +53,11 @@ impl ModelCapacity {
         *self.lock() = snapshot.0;
     }
 
+    /// The log shows that the pool has reflected it up to `log_seq`: see [`RedisCapacity::expect`](crate::RedisCapacity::expect).
+    pub fn expect(&self, pool: &str, log_seq: u64) {
+        self.known.expect(pool, log_seq);
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Pool>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -72,6 +77,9 @@ impl ModelCapacity {
                 }
             }
             _ => self.known.meet(pool, &there.epoch)?,
+        }
+        if there.meta().log_seq < self.known.reflected(pool) {
+            return Err(Error::MovedBack { pool: pool.to_owned() });
         }
         let (answer, changed) = act(there);
         there.finish(changed, stamp);

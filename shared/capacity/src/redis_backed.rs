@@ -90,6 +90,17 @@ impl RedisCapacity {
         })))
     }
 
+    /// The log shows that the pool has reflected it up to `log_seq`, whichever process told Redis: data that is behind that
+    /// has gone back in time ([`Error::MovedBack`]).
+    pub fn expect(&self, pool: &str, log_seq: u64) {
+        self.0.known.expect(pool, log_seq);
+    }
+
+    /// Another log is read from here on: nothing is expected of any pool.
+    pub fn expect_nothing(&self) {
+        self.0.known.expect_nothing();
+    }
+
     fn lane(&self) -> &Lane {
         let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
         &self.0.lanes[turn % HOT_CONNECTIONS]
@@ -161,7 +172,8 @@ impl RedisCapacity {
                 Arg::Number(stamp.now_ms),
                 Arg::Number(stamp.log_seq),
             ];
-            let mut reply = self.invoke(path, operation, &meta_key, &[&first, args]).await?;
+            let last = [Arg::Number(crate::types::exact("log_seq", self.0.known.reflected(pool))?)];
+            let mut reply = self.invoke(path, operation, &meta_key, &[&first, args, &last]).await?;
             match reply.int()? {
                 1 => {
                     let version = reply.count()?;

@@ -2,8 +2,8 @@
 
 use rollcall_capacity::testing::RedisServer;
 use rollcall_capacity::{
-    Capacity, Confirmation, Error, GrantedSlot, Hold, Load, MAX_ORDER, Outcome, PoolState, Priority, Queue,
-    RedisCapacity, Requeue, Stamp,
+    Capacity, Confirmation, Error, GrantedSlot, Hold, Load, MAX_ORDER, ModelCapacity, Outcome, PoolState,
+    Priority, Queue, RedisCapacity, Requeue, Stamp,
 };
 
 use crate::support::*;
@@ -47,6 +47,37 @@ async fn flushall_is_noticed() {
     assert_eq!(keys, Vec::<String>::new(), "nothing was written into an empty redis");
     with_agent(&c, "a", 1).await;
     granted(&admit(&c, "y").await.unwrap());
+}
+
+/// Another process's changes were lost, and this one's were not: its versions can't show it.
+#[tokio::test]
+async fn data_behind_what_the_log_shows_has_moved_back() {
+    let server = RedisServer::start();
+    let c = connect(&server.url()).await;
+    with_agent(&c, "a", 2).await;
+    let model = ModelCapacity::new();
+    with_agent(&model, "a", 2).await;
+    let moved_back =
+        |answer: Result<(), Error>| matches!(answer, Err(Error::MovedBack { pool }) if pool == POOL);
+    let seq = c.meta(POOL).await.unwrap().unwrap().log_seq;
+    assert_eq!(model.meta(POOL).await.unwrap().unwrap().log_seq, seq);
+    c.expect(POOL, seq);
+    model.expect(POOL, seq);
+    admit(&c, "x").await.unwrap();
+    model.admit_to_agent(POOL, "a", &hold("x"), ask(5, 9), at(2)).await.unwrap();
+    c.expect(POOL, seq + 100);
+    // What was known before is no less certain.
+    c.expect(POOL, seq + 1);
+    model.expect(POOL, seq + 100);
+    assert!(moved_back(admit(&c, "y").await.map(|_| ())));
+    assert!(moved_back(c.waiting_with_free(POOL).await.map(|_| ())));
+    assert!(moved_back(model.waiting_with_free(POOL).await.map(|_| ())));
+    let epoch = c.rebuild_begin(POOL, 9).await.unwrap();
+    c.rebuild_commit(POOL, &epoch, Stamp::new(9, seq + 100)).await.unwrap();
+    assert_eq!(position(&admit(&c, "y").await.unwrap()), 1);
+    c.expect(POOL, seq + 200);
+    c.expect_nothing();
+    assert_eq!(position(&admit(&c, "z").await.unwrap()), 2);
 }
 
 #[tokio::test]

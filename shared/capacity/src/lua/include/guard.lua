@@ -1,7 +1,8 @@
 -- Put in front of every operation but the ones of a rebuild: is this the data that the caller means?
 --
 -- Input   KEYS[1] <prefix>:{<pool>}:meta, the only declared key; all others share its hash tag and are named from it.
---         ARGV[1] epoch the caller knows, [2] highest version it has seen, [3] now in ms, [4] log sequence; operations begin at [5].
+--         ARGV[1] epoch the caller knows, [2] highest version it has seen, [3] now in ms, [4] log sequence; operations begin at [5];
+--         the last one: the log sequence that this pool has reflected, by the log.
 -- Output  first element: 1 done (second: version now), 0 not ready, -1 another epoch (second: which), -2 moved backwards.
 --
 -- All numbers are integers below 2^53, so Lua's doubles carry them exactly; they are written with %.0f because Lua's own
@@ -21,7 +22,7 @@ end
 local meta = call('HMGET', meta_key, 'epoch', 'state', 'version', 'log_seq', 'tail', 'head')
 if not meta[1] or meta[2] ~= 'ready' then return { 0 } end
 if meta[1] ~= ARGV[1] then return { -1, meta[1] } end
-if tonumber(meta[3]) < tonumber(ARGV[2]) then return { -2 } end
+if tonumber(meta[3]) < tonumber(ARGV[2]) or tonumber(meta[4]) < tonumber(ARGV[#ARGV]) then return { -2 } end
 
 local now = ARGV[3]
 local tail, head = tonumber(meta[5]), tonumber(meta[6])
