@@ -35,6 +35,9 @@ struct Ledger {
     capacity: BTreeMap<String, u64>,
     pools: BTreeMap<String, String>,
     held: BTreeMap<String, BTreeSet<String>>,
+    /// Grants above the capacity, with everything that the agent held then: one of them must turn out never to have been
+    /// put to the agent.
+    above: Vec<(String, BTreeSet<String>)>,
     faults: Vec<String>,
 }
 
@@ -66,6 +69,7 @@ impl Fleet {
             }
             after = page.next_after;
             if !page.more {
+                ledger.faults.extend(ledger.above.drain(..).map(|(text, _)| text));
                 return ledger;
             }
         }
@@ -183,6 +187,9 @@ impl Ledger {
                 self.grant(seq, &id, attempt, &seen.agent);
             }
             "queued" => {
+                if data["reason"] == "slot_lost" {
+                    self.above.retain(|(_, held)| !held.contains(&id));
+                }
                 self.release(&seen, &id);
                 seen.state = "queued".into();
             }
@@ -226,7 +233,7 @@ impl Ledger {
                 held.len()
             );
             held.insert(id.to_owned());
-            self.fault(seq, text);
+            self.above.push((format!("entry {seq}: {text}"), held.clone()));
         } else {
             held.insert(id.to_owned());
         }

@@ -10,8 +10,10 @@ mod stories {
     mod judgement;
     mod mass_failure;
     mod ordinary;
+    mod pools;
     mod recovery;
     mod reservations;
     mod simulated;
     mod slots;
+    mod takeover;
 }

@@ -7,17 +7,18 @@ use std::{
     time::Duration,
 };
 
-use rollcall_capacity::{Capacity, Error as CapacityError, GrantedSlot, Hold, Place};
+use rollcall_capacity::{Capacity, Confirmation, Error as CapacityError, GrantedSlot, Hold, Place};
 use rollcall_core::{
     AgentId, ExecutionId, Pool, Timestamp,
     event::SystemEventKind,
-    execution::{Execution, State},
+    execution::{Attempt, Execution, State},
 };
 
 use crate::{
     decide::{self, Misplaced, Unfinished},
     effect::Leaves,
     ledger::DecideError,
+    moves,
     rebuild::RebuildError,
     shell::Dispatcher,
 };
@@ -51,10 +52,12 @@ pub(crate) struct Findings {
     pub idle: usize,
     /// Slots and queue places that contradicted the pool's index: it was built anew.
     pub torn: usize,
+    /// Agents that have changed pools and were still here.
+    pub moved: usize,
 }
 
 impl Findings {
-    const fn kinds(&self) -> [(&'static str, usize); 6] {
+    const fn kinds(&self) -> [(&'static str, usize); 7] {
         [
             ("leaked", self.leaked),
             ("missing", self.missing),
@@ -62,6 +65,7 @@ impl Findings {
             ("unconfirmed", self.unconfirmed),
             ("idle", self.idle),
             ("torn", self.torn),
+            ("moved", self.moved),
         ]
     }
 }
@@ -73,6 +77,11 @@ impl Dispatcher {
         let mut pools = self.ledger.read(crate::state::Projection::pools);
         // What Redis knows and the log does not is audited too.
         pools.extend(self.capacity.pools().await?.iter().filter_map(|p| Pool::new(p).ok()));
+        // First: a pool that an agent came to may not fill it before the other one has let go of it.
+        for pool in &pools {
+            let moved = self.audit_moved(pool).await?;
+            self.tell(pool, &Findings { moved, ..Findings::default() }).await;
+        }
         for pool in pools {
             if let Some(meta) = self.capacity.meta(pool.as_str()).await?
                 && meta.log_seq > last
@@ -205,24 +214,17 @@ impl Dispatcher {
 
     /// Settings that got lost, and agents that nobody waits for to offer them work again.
     async fn audit_agents(self: &Arc<Self>, pool: &Pool) {
-        let agents: Vec<(AgentId, rollcall_capacity::AgentSetting)> = self.ledger.read(|projection| {
-            projection
-                .agents()
-                .filter(|a| a.pool() == *pool)
-                .map(|a| (a.id.clone(), decide::setting(a)))
-                .collect()
+        let agents: Vec<AgentId> = self.ledger.read(|projection| {
+            projection.agents().filter(|a| a.pool() == *pool).map(|a| a.id.clone()).collect()
         });
-        for (id, setting) in agents {
+        for id in agents {
+            let turn = self.turn_of(&id);
+            let _one_at_a_time = turn.lock().await;
+            let Some(agent) = self.ledger.agent(&id).filter(|agent| agent.pool() == *pool) else { continue };
             let Ok(view) = self.capacity.inspect(pool.as_str(), id.as_str(), 0).await else { continue };
-            if view.setting.is_none_or(|s| s.setting_seq < setting.setting_seq) {
-                let filled = self
-                    .in_redis(pool, "set_agent", || {
-                        self.capacity.set_agent(pool.as_str(), id.as_str(), setting, self.stamp())
-                    })
-                    .await;
-                if let Some(filled) = filled {
-                    self.spawn_launches(pool, filled.promoted);
-                }
+            let behind = view.setting.is_none_or(|s| s.setting_seq < agent.seq);
+            if behind && (moves::is_member(view.setting) || self.settle_in(&id, pool).await) {
+                self.tell_of(&agent).await;
             }
             if view.held_back {
                 self.spawn_reopen(id);
@@ -269,6 +271,9 @@ impl Dispatcher {
                     findings.leaked += usize::from(settled.released || settled.dequeued);
                     self.spawn_launches(pool, settled.promoted);
                 }
+            }
+            Misplaced::Elsewhere { .. } if unanswered(fresh.as_ref()).is_some() => {
+                findings.elsewhere += usize::from(self.claim_unanswered(pool, fresh.as_ref()).await);
             }
             Misplaced::Elsewhere { agent, since_ms } => {
                 let moved = match place {
@@ -320,6 +325,14 @@ impl Dispatcher {
         }
     }
 
+    /// A dispatch that its agent has not answered gets the slot that the log gives it only where there is room: perhaps
+    /// it was never put to its agent, and its slot is somebody else's by now. Whoever takes it up finds out.
+    async fn claim_unanswered(self: &Arc<Self>, pool: &Pool, execution: Option<&Execution>) -> bool {
+        let Some((execution, held)) = unanswered(execution) else { return false };
+        let claimed = self.claim_by_log(pool, decide::hold(execution, held.number), &held.agent_id).await;
+        claimed == Some(Confirmation::Confirmed { reclaimed: true })
+    }
+
     async fn audit_missing(
         self: &Arc<Self>,
         pool: &Pool,
@@ -333,6 +346,9 @@ impl Dispatcher {
         }
         let hold = decide::hold(&execution, attempt);
         match execution.holder() {
+            Some(_) if unanswered(Some(&execution)).is_some() => {
+                findings.missing += usize::from(self.claim_unanswered(pool, Some(&execution)).await);
+            }
             Some(held) => {
                 let agent = held.agent_id.as_str().to_owned();
                 let since = decide::millis(held.dispatched_at);
@@ -403,8 +419,10 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// The quick part of the audit, while anything waits: a queue beside a free slot, a promotion nobody carried out.
+    /// The quick part of the audit: what an agent has not answered, and, while anything waits, a queue beside a free slot and
+    /// a promotion nobody carried out.
     pub(crate) async fn quick_audit(self: &Arc<Self>) -> Result<(), RebuildError> {
+        self.take_up(self.take_up_after_ms());
         if !self.ledger.read(crate::state::Projection::anything_waits) {
             return Ok(());
         }
@@ -425,6 +443,12 @@ impl Dispatcher {
         }
         Ok(())
     }
+}
+
+/// A dispatched attempt whose agent has not answered.
+fn unanswered(execution: Option<&Execution>) -> Option<(&Execution, &Attempt)> {
+    let execution = execution.filter(|e| e.state == State::Dispatching)?;
+    Some((execution, execution.holder()?))
 }
 
 fn before(now: Timestamp, age: Duration) -> u64 {

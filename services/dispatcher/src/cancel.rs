@@ -23,20 +23,30 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 impl Dispatcher {
     /// Asks the agent to end a cancelled attempt until that is confirmed, or somebody else ended it.
     pub(crate) fn spawn_cancel(self: &Arc<Self>, id: ExecutionId, attempt: u32) {
+        if !self.waits.begin_cancel(&id, attempt) {
+            return;
+        }
         let dispatcher = Arc::clone(self);
         self.spawn(async move {
-            let mut pause = PAUSE_MIN;
-            while !dispatcher.cancel.is_cancelled() {
-                if dispatcher.try_cancel(&id, attempt).await {
-                    return;
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    () = dispatcher.cancel.cancelled() => return,
-                }
-                pause = (pause * 2).min(PAUSE_MAX);
-            }
+            dispatcher.cancel_until_confirmed(&id, attempt).await;
+            dispatcher.waits.end_cancel(&id, attempt);
         });
+    }
+
+    async fn cancel_until_confirmed(self: &Arc<Self>, id: &ExecutionId, attempt: u32) {
+        let mut pause = PAUSE_MIN;
+        while !self.cancel.is_cancelled() && !self.try_cancel(id, attempt).await {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.cancel.cancelled() => return,
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// How long an agent has to answer that the work is dead.
+    pub(crate) fn terminate_timeout(&self) -> Duration {
+        Duration::from_millis(self.settings.terminate_grace_ms) + ANSWER_MARGIN
     }
 
     /// One question. `true`: nothing is left to ask.
@@ -68,7 +78,7 @@ impl Dispatcher {
 
     /// Has the agent end an attempt: over HTTP where that is how it is driven, else over NATS. `None`: no answer.
     async fn terminate(&self, id: &ExecutionId, held: &Attempt) -> Option<TerminateState> {
-        let timeout = Duration::from_millis(self.settings.terminate_grace_ms) + ANSWER_MARGIN;
+        let timeout = self.terminate_timeout();
         let control = self.ledger.agent(&held.agent_id).and_then(|agent| Control::of(&agent));
         if let Some(control) = control {
             return match self.registries.terminate(&control, id, timeout).await {

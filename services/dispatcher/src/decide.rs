@@ -1,10 +1,10 @@
 //! What the dispatcher does about what it reads: pure functions from the log to capacity.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rollcall_capacity::{AgentSetting, Hold, Load, Place, Priority, Queue};
 use rollcall_core::{
-    Pool, Timestamp,
+    AgentId, ExecutionId, Pool, Timestamp,
     agent::{Agent, Status},
     execution::{Execution, State},
 };
@@ -133,12 +133,12 @@ pub fn is_out_of_reach(execution: &Execution, agent: &Agent) -> bool {
     agent.is_from_file() && !execution.is_external() && execution.request.agent_id.is_none()
 }
 
-/// Everything that Redis has to hold for a pool, from the log.
+/// Everything that Redis has to hold for a pool, from the log. Work is offered to the `members`, which no other pool has.
 #[must_use]
-pub fn load_of(pool: &Pool, projection: &Projection) -> Vec<Load> {
+pub fn load_of(pool: &Pool, members: &BTreeSet<AgentId>, projection: &Projection) -> Vec<Load> {
     let agents = projection
         .agents()
-        .filter(|agent| agent.pool() == *pool)
+        .filter(|agent| agent.pool() == *pool && members.contains(&agent.id))
         .map(|agent| Load::Agent { agent: agent.id.as_str().to_owned(), setting: setting(agent) });
     let work =
         projection.open().filter(|execution| projection.pool_of(execution) == *pool).map(place_of_load);
@@ -167,6 +167,35 @@ fn order_of(execution: &Execution) -> i64 {
         i64::try_from(seq).unwrap_or(rollcall_capacity::MAX_ORDER).min(rollcall_capacity::MAX_ORDER)
     };
     if execution.at_head { -seq(execution.seq) } else { seq(execution.submitted_seq) }
+}
+
+/// What an agent has by the log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Belongings {
+    /// What holds its slots, and since when, milliseconds since 1970.
+    pub held: Vec<(Hold, u64)>,
+    /// What waits in its queue, the last one first.
+    pub waiting: Vec<ExecutionId>,
+}
+
+/// What `agent` has by the log.
+#[must_use]
+pub fn belongings(agent: &AgentId, projection: &Projection) -> Belongings {
+    let holds = |e: &&Execution| e.holder().is_some_and(|held| held.agent_id == *agent);
+    let waits = |e: &&Execution| e.holder().is_none() && e.request.agent_id.as_ref() == Some(agent);
+    let held = projection
+        .open()
+        .filter(holds)
+        .filter_map(|e| e.holder().map(|held| (hold(e, held.number), millis(held.dispatched_at))));
+    Belongings { held: held.collect(), waiting: last_first(projection.open().filter(waits)) }
+}
+
+/// Executions that wait, the last one of each priority first: put at the head one by one, they come to be in their order.
+#[must_use]
+pub fn last_first<'a>(waiting: impl Iterator<Item = &'a Execution>) -> Vec<ExecutionId> {
+    let mut ordered: Vec<&Execution> = waiting.collect();
+    ordered.sort_by_key(|execution| std::cmp::Reverse(order_of(execution)));
+    ordered.into_iter().map(|execution| execution.id().clone()).collect()
 }
 
 /// Milliseconds since 1970 as Redis counts them.
@@ -241,18 +270,20 @@ pub fn unfinished(fresh: Option<&Execution>, hold: &Hold, in_slot: bool, expired
     }
 }
 
-/// Open executions of a pool that have no place among `found`.
+/// Open executions of a pool that have no place among `found`; those that wait last, the last one of each priority first.
 #[must_use]
 pub fn missing<'a>(
     pool: &Pool,
     projection: &'a Projection,
     found: &BTreeMap<Hold, Place>,
 ) -> Vec<&'a Execution> {
-    projection
+    let mut missing: Vec<&Execution> = projection
         .open()
         .filter(|execution| projection.pool_of(execution) == *pool)
         .filter(|execution| !found.contains_key(&hold(execution, execution.attempt)))
-        .collect()
+        .collect();
+    missing.sort_by_key(|execution| (execution.holder().is_none(), std::cmp::Reverse(order_of(execution))));
+    missing
 }
 
 #[cfg(test)]

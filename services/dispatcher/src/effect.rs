@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rollcall_capacity::{Capacity, Error as CapacityError, Grant, Requeue, Stamp};
+use rollcall_capacity::{AgentSetting, Capacity, Error as CapacityError, Grant, Requeue, Stamp};
 use rollcall_core::{
     AgentId, ExecutionId, Pool,
     agent::Agent,
@@ -118,16 +118,19 @@ impl Dispatcher {
 
     /// Tells Redis what the log says of an agent, and moves it when it changed pools.
     pub(crate) async fn apply_agent(self: &Arc<Self>, id: &AgentId) {
+        let turn = self.turn_of(id);
+        let _one_at_a_time = turn.lock().await;
         let Some(agent) = self.ledger.agent(id) else { return };
-        let pool = agent.pool();
-        let setting = decide::setting(&agent);
-        let Some(previous) = self.note_applied(id, &pool, setting) else { return };
-        if let Some((old_pool, _)) = previous.as_ref().filter(|(old_pool, _)| *old_pool != pool) {
-            self.move_agent(&agent, old_pool).await;
-        }
-        if previous
-            .is_some_and(|(p, s)| p == pool && s.capacity == setting.capacity && s.open == setting.open)
+        let (pool, setting) = (agent.pool(), decide::setting(&agent));
+        let before = self.applied(id);
+        if let Some((old_pool, _)) = before.as_ref().filter(|(old_pool, _)| *old_pool != pool)
+            && !self.move_agent(&agent, old_pool).await
         {
+            return;
+        }
+        self.note_applied(id, &pool, setting);
+        let same = |known: AgentSetting| AgentSetting { setting_seq: known.setting_seq, ..setting } == known;
+        if before.is_some_and(|(old_pool, known)| old_pool == pool && known.is_some_and(same)) {
             return;
         }
         self.tell_of(&agent).await;
@@ -163,34 +166,6 @@ impl Dispatcher {
             self.spawn_launches(pool, filled.promoted);
             if !more {
                 return promoted;
-            }
-        }
-    }
-
-    /// Takes an agent's slots and queue along to its new pool. What a crash leaves undone the audit finds: the log
-    /// says where everything belongs.
-    async fn move_agent(self: &Arc<Self>, agent: &Agent, old_pool: &Pool) {
-        let id = agent.id.as_str();
-        tracing::info!(agent_id = id, from = %old_pool, to = %agent.pool(), "agent moves to another pool");
-        loop {
-            let removed = self
-                .in_redis(old_pool, "remove_agent", || {
-                    self.capacity.remove_agent(old_pool.as_str(), id, agent.seq, self.stamp())
-                })
-                .await;
-            let Some(removed) = removed.filter(|r| r.applied) else { return };
-            let pool = agent.pool();
-            for slot in &removed.held {
-                self.in_redis(&pool, "adopt", || {
-                    self.capacity.adopt(pool.as_str(), id, &slot.hold, slot.granted_at_ms, self.stamp())
-                })
-                .await;
-            }
-            for waiting in &removed.queued {
-                self.place_waiting(&waiting.hold.execution_id).await;
-            }
-            if !removed.more {
-                return;
             }
         }
     }

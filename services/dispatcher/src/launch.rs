@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use rollcall_capacity::{Capacity, Confirmation, Grant};
+use rollcall_capacity::{Capacity, Confirmation, Epoch, Grant, Hold, Stamp};
 use rollcall_core::{
     AgentId, ExecutionId, Pool,
     agent::Agent,
@@ -19,6 +19,11 @@ use crate::{decide, effect::Leaves, ledger::DecideError, shell::Dispatcher, stat
 /// How long an agent has to answer a dispatch before its outcome is unknown (PROTOCOL.md 4, `submit`).
 pub(crate) const DISPATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Why an execution was put back that was dispatched by the log and whose slot was gone before its agent was asked.
+const SLOT_LOST: &str = "slot_lost";
+/// Why an execution was put back whose agent is not there.
+const NO_RESPONDERS: &str = "no_responders";
+
 /// The reason with which an agent says that it can never do this: the execution fails. With any other it may take it
 /// later, so the execution goes back to its queue (PROTOCOL.md 3).
 const NEVER: &str = "unsupported";
@@ -30,8 +35,10 @@ const NO_NATS: &str = "no_nats";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
     Accepted,
-    /// Not now, or nobody there: back to the queue.
+    /// Not now: back to the queue.
     Back(String),
+    /// Nobody is there. Who was never asked before has not taken it; who was may have lost its way to the bus since.
+    Nobody,
     /// Never.
     Unfit(String),
     /// Nobody knows.
@@ -50,7 +57,8 @@ impl Dispatcher {
     /// Brings a granted slot to use, or gives it back if the log has other plans. Returns when the agent has
     /// answered, or has had its time to.
     pub(crate) async fn launch(self: &Arc<Self>, pool: &Pool, grant: Grant) {
-        if let Some(question) = self.claim(pool, &grant).await {
+        // Boxed: it is the larger part of every submission.
+        if let Some(question) = Box::pin(self.claim(pool, &grant)).await {
             self.ask(question).await;
         }
     }
@@ -108,6 +116,12 @@ impl Dispatcher {
             tracing::warn!(%agent_id, "a slot of an agent without an instance");
             return Ok(None);
         };
+        if agent.pool() != *pool {
+            // It left, and nobody has told this pool yet.
+            Box::pin(self.bring_over(&agent_id, pool)).await;
+            self.place_waiting(id.as_str()).await;
+            return Ok(None);
+        }
         let out_of_reach = decide::is_out_of_reach(&execution, &agent).then_some(NO_NATS);
         if let Some(why) = decide::closed(&agent).or(out_of_reach) {
             self.take_back(pool, id, grant, &agent, why).await?;
@@ -151,7 +165,58 @@ impl Dispatcher {
         };
         metrics::histogram!("rollcall_queue_wait_seconds")
             .record(Duration::from_millis(dispatched.state_since.since_ms(dispatched.waiting_since)));
-        Ok(Some(dispatched))
+        self.confirm_again(pool, grant, dispatched).await
+    }
+
+    /// The slot once more, now that the log says who has it. Whoever takes slots away (a rebuild, an agent's move) reads the
+    /// log after that: either it found the dispatch there and kept its slot, or this finds the slot gone. So nothing is put
+    /// to an agent that has not a slot which everybody knows of.
+    async fn confirm_again(
+        self: &Arc<Self>,
+        pool: &Pool,
+        grant: &Grant,
+        dispatched: Execution,
+    ) -> Result<Option<Execution>, DecideError> {
+        let stamp = || {
+            let now = self.stamp();
+            // Whoever reads that the agent accepted knows by this how far Redis has come.
+            Stamp { log_seq: now.log_seq.max(dispatched.seq), ..now }
+        };
+        let confirmed =
+            self.in_redis(pool, "confirm", || self.capacity.confirm(pool.as_str(), grant, stamp())).await;
+        let Some(held) = dispatched.holder().cloned() else { return Ok(None) };
+        if self.ledger.now().since_ms(held.dispatched_at) >= self.take_up_after_ms() {
+            // Somebody else may have taken it up by now, and asked.
+            self.spawn_settle_unknown(dispatched.id().clone(), held);
+            return Ok(None);
+        }
+        // For an external orchestrator the event is the grant: it can't be taken back, and its slot is a fact.
+        if dispatched.is_external() || matches!(confirmed, Some(Confirmation::Confirmed { .. })) {
+            return Ok(Some(dispatched));
+        }
+        let id = dispatched.id();
+        tracing::warn!(execution_id = %id, agent_id = %held.agent_id, "its slot is gone, back to its queue unasked");
+        let back = self.ledger.decide(id, |e| {
+            if e.state == State::Dispatching
+                && e.current().is_some_and(|a| a.dispatched_at == held.dispatched_at)
+            {
+                e.queue(1, Some(SLOT_LOST.to_owned()))
+            } else {
+                Err(Refusal::State(e.state.as_str()))
+            }
+        });
+        match back.await {
+            Ok(change) => {
+                // The log may have been believed meanwhile, and the slot noted as it says.
+                let noted = Leaves::Granted(decide::millis(held.dispatched_at));
+                let hold = grant.hold.clone();
+                self.requeue(&change.after, hold.clone(), hold, noted).await;
+                Ok(None)
+            }
+            // It was cancelled, or taken up by somebody else.
+            Err(DecideError::Refused(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// A slot of an agent that takes no work any more goes back; who was to have it waits at the head of its queue.
@@ -223,11 +288,45 @@ impl Dispatcher {
 
     /// Asks the agent to take what was dispatched, and writes down what it says.
     pub(crate) async fn ask(self: &Arc<Self>, question: Question) {
-        let answer = self.put(&question).await;
+        let answer = match self.put(&question).await {
+            Answer::Nobody => Answer::Back(NO_RESPONDERS.to_owned()),
+            answer => answer,
+        };
         if let Err(error) = self.answered(&question.id, &question.held, answer).await {
             tracing::warn!(execution_id = %question.id, %error, "could not write down what an agent said");
             self.spawn_settle_unknown(question.id, question.held);
         }
+    }
+
+    /// Asks an agent that may have been asked before, and does not list it. Only its own word takes it back now: that nobody
+    /// is there may mean that it has lost its way to the bus.
+    pub(crate) async fn ask_again(self: &Arc<Self>, execution: Execution, held: &Attempt) -> Answer {
+        let pool = self.ledger.read(|p| p.pool_of(&execution));
+        match self.claim_by_log(&pool, decide::hold(&execution, held.number), &held.agent_id).await {
+            Some(Confirmation::Confirmed { .. }) => {}
+            // What was put to an agent has a slot, so it was not.
+            Some(Confirmation::Lost) => return Answer::Back(SLOT_LOST.to_owned()),
+            None => return Answer::Unknown,
+        }
+        let Some(question) = self.question(execution).await else { return Answer::Unknown };
+        match self.put(&question).await {
+            Answer::Nobody => {
+                tracing::info!(agent_id = %held.agent_id, "asked again, and nobody is there");
+                Answer::Unknown
+            }
+            answer => answer,
+        }
+    }
+
+    /// The slot that the log gives to a dispatch whose agent has not answered, if it has it or there is room for it.
+    pub(crate) async fn claim_by_log(
+        self: &Arc<Self>,
+        pool: &Pool,
+        hold: Hold,
+        agent: &AgentId,
+    ) -> Option<Confirmation> {
+        let grant = Grant { hold, agent: agent.as_str().to_owned(), epoch: Epoch::before_all() };
+        self.in_redis(pool, "confirm", || self.capacity.confirm(pool.as_str(), &grant, self.stamp())).await
     }
 
     /// Writes down what an agent said to a dispatch.
@@ -272,7 +371,7 @@ impl Dispatcher {
                     })
                     .await
             }
-            Answer::Unknown => {
+            Answer::Nobody | Answer::Unknown => {
                 tracing::info!(execution_id = %id, agent_id = %held.agent_id, "dispatch not answered, waiting for its heartbeats");
                 self.spawn_settle_unknown(id.clone(), held.clone());
                 return Ok(());
@@ -318,7 +417,7 @@ impl Dispatcher {
                     Answer::Unknown
                 }
             },
-            Err(RequestError::NoResponders) => Answer::Back("no_responders".to_owned()),
+            Err(RequestError::NoResponders) => Answer::Nobody,
             Err(_) => Answer::Unknown,
         }
     }

@@ -11,6 +11,7 @@ pub mod decide;
 mod effect;
 mod launch;
 mod ledger;
+mod moves;
 mod payload;
 mod rebuild;
 mod reports;

@@ -61,9 +61,10 @@ impl Dispatcher {
 
     async fn build(self: &Arc<Self>, pool: &Pool, cause: &str) -> Result<(), RebuildError> {
         let epoch = self.capacity.rebuild_begin(pool.as_str(), decide::millis(self.ledger.now())).await?;
+        let members = self.call_in(pool).await?;
         // Everything whose effect the wipe took away is in the log by now: read it to its end.
         let log_seq = self.ledger.current().await?;
-        let items = self.ledger.read(|projection| decide::load_of(pool, projection));
+        let items = self.ledger.read(|projection| decide::load_of(pool, &members, projection));
         let work = items.iter().filter(|i| !matches!(i, rollcall_capacity::Load::Agent { .. })).count();
         self.capacity.rebuild_load(pool.as_str(), &epoch, &items).await?;
         let mut stamp = self.stamp();

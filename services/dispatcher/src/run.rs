@@ -69,6 +69,7 @@ async fn life(context: &Context, bus: &Bus, capacity: &RedisCapacity) -> anyhow:
     let clock = Arc::clone(&context.clock);
     let instance = context.instance_id.to_string();
     let (ledger, foreign) = Ledger::new(log.clone(), subjects.clone(), &instance, clock);
+    capacity.expect_nothing();
     let cancel = context.shutdown.child_token();
     let dispatcher = Dispatcher::new(Parts {
         ledger,

@@ -12,12 +12,7 @@ use std::{
 
 use rollcall_capacity::{AgentSetting, RedisCapacity};
 use rollcall_control::Registries;
-use rollcall_core::{
-    AgentId, Pool,
-    event::SystemEventKind,
-    execution::{Execution, State},
-    subject::Subjects,
-};
+use rollcall_core::{AgentId, Pool, event::SystemEventKind, subject::Subjects};
 use rollcall_nats::{Bus, Entry, Payloads, Reports, TailError, WorkConsumer, WorkOptions};
 use rollcall_service::LoopBeat;
 use tokio::sync::{Notify, Semaphore};
@@ -61,7 +56,10 @@ pub(crate) struct Dispatcher {
     pub(crate) alarms: Alarms,
     pub(crate) rebuilding: tokio::sync::Mutex<()>,
     pub(crate) cancel: CancellationToken,
-    applied: Mutex<HashMap<AgentId, (Pool, AgentSetting)>>,
+    applied: Mutex<HashMap<AgentId, (Pool, Option<AgentSetting>)>>,
+    /// One at a time tells Redis of an agent.
+    turns: Mutex<HashMap<AgentId, Arc<tokio::sync::Mutex<()>>>>,
+    audited: AtomicBool,
     pools: Mutex<HashSet<Pool>>,
     audit_wanted: Notify,
     ready: AtomicBool,
@@ -100,6 +98,8 @@ impl Dispatcher {
             rebuilding: tokio::sync::Mutex::new(()),
             cancel: parts.cancel,
             applied: Mutex::default(),
+            turns: Mutex::default(),
+            audited: AtomicBool::new(false),
             pools: Mutex::default(),
             audit_wanted: Notify::new(),
             ready: AtomicBool::new(false),
@@ -122,21 +122,19 @@ impl Dispatcher {
         self.audit_wanted.notify_one();
     }
 
-    /// Notes what is about to be said to Redis about an agent; returns what was said before, if anything. `None`:
-    /// something newer was.
-    #[expect(clippy::option_option, reason = "whether it is news, and what it replaces")]
-    pub(crate) fn note_applied(
-        &self,
-        id: &AgentId,
-        pool: &Pool,
-        setting: AgentSetting,
-    ) -> Option<Option<(Pool, AgentSetting)>> {
-        let mut applied = locked(&self.applied);
-        // Two looks at an agent may come here in the wrong order.
-        if applied.get(id).is_some_and(|(_, known)| known.setting_seq > setting.setting_seq) {
-            return None;
-        }
-        Some(applied.insert(id.clone(), (pool.clone(), setting)))
+    /// In which pool Redis was told of an agent last, and what; `None` as setting: only its pool is certain.
+    pub(crate) fn applied(&self, id: &AgentId) -> Option<(Pool, Option<AgentSetting>)> {
+        locked(&self.applied).get(id).cloned()
+    }
+
+    /// Notes what Redis was told of an agent.
+    pub(crate) fn note_applied(&self, id: &AgentId, pool: &Pool, setting: AgentSetting) {
+        locked(&self.applied).insert(id.clone(), (pool.clone(), Some(setting)));
+    }
+
+    /// Whose turn it is to tell Redis of an agent.
+    pub(crate) fn turn_of(&self, id: &AgentId) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(locked(&self.turns).entry(id.clone()).or_default())
     }
 
     /// Notes that a pool was seen ready. `true`: it had been before.
@@ -173,6 +171,9 @@ impl Dispatcher {
             for entry in &batch.entries {
                 self.fold(entry).await;
             }
+            for (pool, log_seq) in self.ledger.read(|p| p.reflected().clone()) {
+                self.capacity.expect(pool.as_str(), log_seq);
+            }
             if batch.caught_up && !self.ledger.go_live() {
                 replayed.cancel();
             }
@@ -182,7 +183,8 @@ impl Dispatcher {
     async fn fold(self: &Arc<Self>, entry: &Entry) {
         let live = self.ledger.is_live();
         match self.ledger.ingest(entry) {
-            Ingested::Agent(id) if live => {
+            // Before the audit nobody knows where Redis has it.
+            Ingested::Agent(id) if live && self.audited.load(Ordering::Acquire) => {
                 let dispatcher = Arc::clone(self);
                 self.spawn(async move { dispatcher.apply_agent(&id).await });
             }
@@ -219,28 +221,19 @@ impl Dispatcher {
     /// What must be done before anything is admitted: Redis agrees with the log, and what the last process left
     /// half done is taken up.
     pub(crate) async fn reconcile(self: &Arc<Self>) -> Result<(), RebuildError> {
+        let pools: Vec<(AgentId, Pool)> =
+            self.ledger.read(|p| p.agents().map(|a| (a.id.clone(), a.pool())).collect());
         self.audit().await?;
+        // Whoever changed pools since then is moved from the pool that the audit found right.
+        for (id, pool) in pools {
+            locked(&self.applied).entry(id).or_insert((pool, None));
+        }
+        self.audited.store(true, Ordering::Release);
         let agents: Vec<AgentId> = self.ledger.read(|p| p.agents().map(|a| a.id.clone()).collect());
         for id in agents {
             self.apply_agent(&id).await;
         }
-        let open: Vec<Execution> = self.ledger.read(|p| p.open().cloned().collect());
-        for execution in open {
-            let Some(held) = execution.holder().cloned() else { continue };
-            match execution.state {
-                State::Cancelling => self.spawn_cancel(execution.id().clone(), held.number),
-                State::Dispatching => {
-                    let dispatcher = Arc::clone(self);
-                    self.spawn(async move {
-                        // Asking again is harmless: an agent runs an attempt once.
-                        if let Some(question) = dispatcher.question(execution).await {
-                            dispatcher.ask(question).await;
-                        }
-                    });
-                }
-                _ => {}
-            }
-        }
+        self.take_up(0);
         self.ready.store(true, Ordering::Release);
         Ok(())
     }

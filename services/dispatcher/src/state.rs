@@ -1,12 +1,12 @@
 //! What the dispatcher knows: the log, folded. Plain data; the shell keeps it behind one short lock.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use rollcall_core::{
     AgentId, ExecutionId, Pool, Timestamp,
     agent::Agent,
     event::{AgentEvent, ExecutionEvent},
-    execution::{Execution, Misfit, State},
+    execution::{Attempt, Execution, Misfit, State},
 };
 
 /// Ended executions that stay in memory; older ones are read back from the log when somebody asks.
@@ -44,6 +44,12 @@ pub struct Projection {
     open: BTreeSet<ExecutionId>,
     /// Queued executions by the time they expire.
     expiries: BTreeSet<(Timestamp, ExecutionId)>,
+    /// Executions whose agent has not answered a dispatch or a cancellation, by how long.
+    unanswered: BTreeSet<(Timestamp, ExecutionId)>,
+    /// Dispatches that nobody has accepted yet, with the sequences of their events.
+    dispatched: HashMap<ExecutionId, u64>,
+    /// How far each pool's capacity has reflected the log, by the log.
+    reflected: BTreeMap<Pool, u64>,
     /// Ended executions, oldest first.
     ended: VecDeque<ExecutionId>,
 }
@@ -72,6 +78,7 @@ impl Projection {
         let before = known.clone();
         known.evolve(seq, event, time)?;
         let after = known.clone();
+        self.note_reflected(seq, event, &after);
         self.reindex(Some(&before), &after);
         Ok(Some(Change { before: Some(before), after }))
     }
@@ -110,6 +117,27 @@ impl Projection {
         (folded, changes)
     }
 
+    /// Before an agent was asked, its slot was confirmed with the sequence of its dispatch: an agent that accepted proves that.
+    fn note_reflected(&mut self, seq: u64, event: &ExecutionEvent, after: &Execution) {
+        match event {
+            ExecutionEvent::Dispatched(_) => _ = self.dispatched.insert(after.id().clone(), seq),
+            ExecutionEvent::Started(_) => {
+                if let Some(dispatched) = self.dispatched.get(after.id()).copied() {
+                    let pool = self.pool_of(after);
+                    let reflected = self.reflected.entry(pool).or_default();
+                    *reflected = dispatched.max(*reflected);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// How far each pool's capacity has reflected the log, at least.
+    #[must_use]
+    pub const fn reflected(&self) -> &BTreeMap<Pool, u64> {
+        &self.reflected
+    }
+
     /// Takes over an execution, unless a later one is here.
     pub fn insert(&mut self, execution: Execution) {
         let before = self.executions.get(execution.id()).cloned();
@@ -129,6 +157,18 @@ impl Projection {
             }
             if let Some(at) = is {
                 self.expiries.insert((at, id.clone()));
+            }
+        }
+        if after.state != State::Dispatching {
+            self.dispatched.remove(id);
+        }
+        let (was, is) = (before.and_then(unanswered_since), unanswered_since(after));
+        if was != is {
+            if let Some(since) = was {
+                self.unanswered.remove(&(since, id.clone()));
+            }
+            if let Some(since) = is {
+                self.unanswered.insert((since, id.clone()));
             }
         }
         if after.state.is_terminal() {
@@ -223,9 +263,26 @@ impl Projection {
         self.expiries.iter().take_while(|(at, _)| *at <= now).take(limit).map(|(_, id)| id.clone()).collect()
     }
 
+    /// Executions that have been dispatched, or are to end, for `age_ms` at least and whose agent has not answered: their
+    /// state and the attempt that it is about.
+    #[must_use]
+    pub fn unanswered(&self, now: Timestamp, age_ms: u64) -> Vec<(ExecutionId, State, Attempt)> {
+        self.unanswered
+            .iter()
+            .take_while(|(since, _)| now.since_ms(*since) >= age_ms)
+            .filter_map(|(_, id)| self.executions.get(id))
+            .filter_map(|e| Some((e.id().clone(), e.state, e.holder()?.clone())))
+            .collect()
+    }
+
     /// Whether anything waits in a queue.
     #[must_use]
     pub fn anything_waits(&self) -> bool {
         !self.expiries.is_empty()
     }
+}
+
+/// Since when an execution waits for its agent's answer, if it does.
+fn unanswered_since(execution: &Execution) -> Option<Timestamp> {
+    matches!(execution.state, State::Dispatching | State::Cancelling).then_some(execution.state_since)
 }

@@ -15,8 +15,13 @@ use rollcall_core::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use crate::{launch::Answer, shell::Dispatcher};
+use crate::{
+    launch::{Answer, DISPATCH_ANSWER_TIMEOUT},
+    shell::Dispatcher,
+};
 
+/// What the ordinary way of a dispatch or a cancellation may take beyond its agent's time to answer.
+const TAKE_UP_MARGIN: Duration = Duration::from_secs(3);
 /// How often such a wait looks at the log's fold when no heartbeat comes.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -25,6 +30,19 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub(crate) struct Waits {
     reopening: Mutex<HashSet<AgentId>>,
     unknown: Mutex<HashSet<(ExecutionId, u32)>>,
+    cancelling: Mutex<HashSet<(ExecutionId, u32)>>,
+}
+
+impl Waits {
+    /// Whether this is the only wait for the end of this attempt; if so, it has begun.
+    pub(crate) fn begin_cancel(&self, id: &ExecutionId, attempt: u32) -> bool {
+        locked(&self.cancelling).insert((id.clone(), attempt))
+    }
+
+    /// It is over.
+    pub(crate) fn end_cancel(&self, id: &ExecutionId, attempt: u32) {
+        locked(&self.cancelling).remove(&(id.clone(), attempt));
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -83,6 +101,25 @@ impl Dispatcher {
         }
     }
 
+    /// How old a dispatch or a cancellation must be before whoever looks takes it up, whoever began it: longer than the
+    /// ordinary way takes, in milliseconds.
+    pub(crate) fn take_up_after_ms(&self) -> u64 {
+        let answer = DISPATCH_ANSWER_TIMEOUT.max(self.terminate_timeout());
+        u64::try_from((answer + TAKE_UP_MARGIN).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes up dispatches and cancellations that are `age_ms` old at least, as their dispatcher may have died: agents take a
+    /// repeated request for the same one.
+    pub(crate) fn take_up(self: &Arc<Self>, age_ms: u64) {
+        let now = self.ledger.now();
+        for (id, state, held) in self.ledger.read(|p| p.unanswered(now, age_ms)) {
+            match state {
+                State::Cancelling => self.spawn_cancel(id, held.number),
+                _ => self.spawn_settle_unknown(id, held),
+            }
+        }
+    }
+
     /// Settles a dispatch that was not answered, by the agent's heartbeats. The same dispatch may be sent again to the
     /// same instance: it runs once. It ends at the latest when the watchdog calls it lost.
     pub(crate) fn spawn_settle_unknown(self: &Arc<Self>, id: ExecutionId, held: Attempt) {
@@ -111,14 +148,7 @@ impl Dispatcher {
                 continue;
             }
             let listed = beat.executions.iter().any(|c| *c.id == *id.as_str() && c.attempt == held.number);
-            let answer = if listed {
-                Answer::Accepted
-            } else {
-                match self.question(execution).await {
-                    Some(question) => self.put(&question).await,
-                    None => return,
-                }
-            };
+            let answer = if listed { Answer::Accepted } else { self.ask_again(execution, held).await };
             if answer == Answer::Unknown {
                 continue;
             }

@@ -203,6 +203,10 @@ impl Stage {
         if self.link(me).noticed {
             return Answer::Void;
         }
+        if let Request::Dispatch(id, attempt, _) = &request {
+            let ask = (self.exec.now(), agent.clone(), id.clone(), *attempt);
+            self.truth.borrow_mut().asked.push(ask);
+        }
         let answer = Promise::new(&self.exec);
         answer.keep_after(timeout, Answer::Nothing);
         for _ in 0..=usize::from(self.comes_twice()) {

@@ -29,12 +29,15 @@ use crate::{
     exec::{Owner, at_once, pause},
     log::{Appended, Entry},
     stage::{POOL, Stage},
+    watchdog::LIMITS,
 };
 
 const DECISION_TRIES_MAX: u32 = 16;
 const EXPIRY_MS: u64 = 500;
 const AUDIT_MS: u64 = 15_000;
 const QUICK_AUDIT_MS: u64 = 1_000;
+/// An agent's time to answer that work is dead, and then some.
+const TAKE_UP_AFTER_MS: u64 = LIMITS.terminate_grace_ms + 5_000;
 /// Pause between the steps of an effect: room for a crash.
 const STEP_MS: u64 = 2;
 
@@ -50,6 +53,7 @@ pub(crate) struct Dispatcher {
     beats: RefCell<BTreeMap<AgentId, Rc<Beat>>>,
     reopening: RefCell<BTreeSet<AgentId>>,
     unknown: RefCell<BTreeSet<(ExecutionId, u32)>>,
+    cancelling: RefCell<BTreeSet<(ExecutionId, u32)>>,
     audit_wanted: Cell<bool>,
 }
 
@@ -73,6 +77,7 @@ impl Dispatcher {
             beats: RefCell::default(),
             reopening: RefCell::default(),
             unknown: RefCell::default(),
+            cancelling: RefCell::default(),
             audit_wanted: Cell::new(false),
         })
     }
@@ -122,6 +127,7 @@ impl Dispatcher {
                 if !this.ready.get() {
                     continue;
                 }
+                this.take_up_older_than(TAKE_UP_AFTER_MS);
                 quiet += QUICK_AUDIT_MS;
                 if this.audit_wanted.replace(false) || quiet >= AUDIT_MS {
                     quiet = 0;
@@ -140,16 +146,16 @@ impl Dispatcher {
         for agent in agents.into_iter().collect::<BTreeSet<_>>() {
             self.apply_agent(&agent).await;
         }
-        let open: Vec<Execution> = self.state.borrow().open().cloned().collect();
-        for execution in open {
-            let Some(held) = execution.holder().cloned() else { continue };
-            match execution.state {
-                State::Cancelling => self.spawn_cancel(execution.id().clone(), held.number),
-                State::Dispatching => {
-                    let this = Rc::clone(self);
-                    self.spawn(async move { this.ask(execution).await });
-                }
-                _ => {}
+        self.take_up_older_than(0);
+    }
+
+    /// What its dispatcher may have left when it died.
+    fn take_up_older_than(self: &Rc<Self>, age_ms: u64) {
+        let unanswered = self.state.borrow().unanswered(self.now(), age_ms);
+        for (id, state, held) in unanswered {
+            match state {
+                State::Cancelling => self.spawn_cancel(id, held.number),
+                _ => self.spawn_settle_unknown(id, held),
             }
         }
     }

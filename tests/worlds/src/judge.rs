@@ -17,9 +17,6 @@ use crate::{
     watchdog::{LIMITS, history},
 };
 
-/// A wipe of capacity may be followed for so long by more in the log than the capacity: a slot that was confirmed before it
-/// is put to use after it. Agents refuse what is too much, and the log then says so.
-const WIPE_EXCUSE_MS: u64 = 12_000;
 /// Clocks of services are this far apart at most.
 const CLOCKS_APART_MS: u64 = 1_000;
 
@@ -51,52 +48,70 @@ fn ids(stage: &Stage) -> BTreeSet<ExecutionId> {
     log.entries().iter().filter_map(|e| e.execution().map(|event| event.execution_id().clone())).collect()
 }
 
-/// Invariant 1: nothing is dispatched to an agent that holds as much as it can, by the log.
+/// Invariant 1: nothing is put to an agent that was given as much as it can hold and has it still by the log. What is
+/// dispatched by the log and was never put to its agent counts only when it is.
 fn grants(stage: &Stage) -> Verdict {
     let log = stage.log.borrow();
-    let wiped = stage.truth.borrow().wiped.clone();
-    let mut executions: BTreeMap<ExecutionId, Execution> = BTreeMap::new();
-    let mut capacities: BTreeMap<AgentId, u32> = BTreeMap::new();
-    let mut held: BTreeMap<AgentId, BTreeSet<ExecutionId>> = BTreeMap::new();
-    for entry in log.entries() {
+    let truth = stage.truth.borrow();
+    let mut books = Books::default();
+    let mut entries = log.entries().iter().peekable();
+    for (at, agent, id, attempt) in &truth.asked {
+        while let Some(entry) = entries.next_if(|entry| entry.landed_at <= *at) {
+            books.enter(entry);
+        }
+        books.ask(agent, id, *attempt).map_err(|what| broken(1, format!("at {at} ms {what}")))?;
+    }
+    Ok(())
+}
+
+/// Who has what by the log, and what of it was put to its agent.
+#[derive(Default)]
+struct Books {
+    executions: BTreeMap<ExecutionId, Execution>,
+    capacities: BTreeMap<AgentId, u32>,
+    given: BTreeMap<AgentId, BTreeSet<(ExecutionId, u32)>>,
+}
+
+impl Books {
+    fn enter(&mut self, entry: &Entry) {
         match &entry.event.body {
             EventBody::Agent(AgentEvent::Registered(profile) | AgentEvent::Updated(profile)) => {
-                capacities.insert(profile.agent_id.clone(), profile.capacity);
+                self.capacities.insert(profile.agent_id.clone(), profile.capacity);
             }
             EventBody::Execution(event) => {
                 let id = event.execution_id();
                 if let ExecutionEvent::Submitted(request) = event
-                    && !executions.contains_key(id)
+                    && !self.executions.contains_key(id)
                 {
                     let new = Execution::submitted(request.clone(), entry.seq, entry.event.time);
-                    executions.insert(id.clone(), new);
-                    continue;
+                    self.executions.insert(id.clone(), new);
+                    return;
                 }
-                let Some(execution) = executions.get_mut(id) else { continue };
-                let before = execution.holder().map(|h| h.agent_id.clone());
+                let Some(execution) = self.executions.get_mut(id) else { return };
                 let _ = execution.evolve(entry.seq, event, entry.event.time);
-                let after = execution.holder().map(|h| h.agent_id.clone());
-                if before == after {
-                    continue;
-                }
-                if let Some(agent) = before {
-                    held.entry(agent).or_default().remove(id);
-                }
-                let Some(agent) = after else { continue };
-                let holders = held.entry(agent.clone()).or_default();
-                holders.insert(id.clone());
-                let capacity = capacities.get(&agent).copied().unwrap_or(0) as usize;
-                let excused =
-                    wiped.iter().any(|at| *at <= entry.landed_at && entry.landed_at - at < WIPE_EXCUSE_MS);
-                if holders.len() > capacity && !excused {
-                    let what = format!("{agent} holds {holders:?} of {capacity} by entry {}", entry.seq);
-                    return Err(broken(1, what));
+                let holder = execution.holder().map(|held| (held.agent_id.clone(), held.number));
+                for (agent, given) in &mut self.given {
+                    given.retain(|(of, number)| of != id || holder == Some((agent.clone(), *number)));
                 }
             }
             _ => {}
         }
     }
-    Ok(())
+
+    fn ask(&mut self, agent: &AgentId, id: &ExecutionId, attempt: u32) -> Result<(), String> {
+        let holder = self.executions.get(id).and_then(Execution::holder);
+        if !holder.is_some_and(|held| held.agent_id == *agent && held.number == attempt) {
+            // The log has gone on since: it is nobody's any more, and the answer will change nothing.
+            return Ok(());
+        }
+        let given = self.given.entry(agent.clone()).or_default();
+        given.insert((id.clone(), attempt));
+        let capacity = self.capacities.get(agent).copied().unwrap_or(0) as usize;
+        if given.len() > capacity {
+            return Err(format!("{agent} is asked to take {id}:{attempt} and has {given:?}, of {capacity}"));
+        }
+        Ok(())
+    }
 }
 
 /// Invariants 2, 3, 5 and 6 over each execution's own history.

@@ -36,6 +36,8 @@ pub enum Defect {
     NoAttemptFence,
     /// Watchdog and prober take what they could not hear for silence.
     VoidCountedAsAbsent,
+    /// An agent is asked without another look at its slot once the log says who has it.
+    AskUnconfirmed,
     /// Who does not hold a slot gives back somebody else's.
     ReleaseWithoutCheck,
     /// An agent starts what it was told to end before it came.

@@ -16,6 +16,8 @@ use crate::{
 
 const SUBMIT_TIMEOUT_MS: u64 = 4_000;
 const SUBMIT_TRIES: u32 = 12;
+/// Of a thousand dispatches.
+const WORST_MOMENTS: u64 = 60;
 
 /// Everything that goes wrong is over by then, counted from the beginning.
 pub(crate) const CHAOS_MS: u64 = 30_000;
@@ -61,12 +63,21 @@ pub(crate) fn begin(stage: &Rc<Stage>) {
     });
 }
 
-fn submit(stage: &Rc<Stage>, number: u64, agents: u64) {
+/// Now and then capacity is lost between the confirmation of a slot and the event that says who has it, and somebody wants
+/// that very slot.
+pub(crate) fn worst_moment(stage: &Rc<Stage>, agent: &AgentId) {
+    if stage.settling.get() || !stage.exec.chance(WORST_MOMENTS) {
+        return;
+    }
+    stage.wipe();
+    let id = ExecutionId::new(&format!("rival-{}", stage.exec.now())).expect("a valid id");
+    hand_in(stage, Submitted { priority: 0, ..request(stage, id, Some(agent.clone())) });
+}
+
+fn request(stage: &Stage, id: ExecutionId, agent_id: Option<AgentId>) -> Submitted {
     let exec = &stage.exec;
-    let id = ExecutionId::new(&format!("x{number}")).expect("a valid id");
-    let agent_id = exec.chance(600).then(|| agent(exec.between(0, agents - 1)));
-    let request = Submitted {
-        execution_id: id.clone(),
+    Submitted {
+        execution_id: id,
         attempt: 1,
         agent_id,
         pool: Pool::default(),
@@ -81,15 +92,27 @@ fn submit(stage: &Rc<Stage>, number: u64, agents: u64) {
         delivery: Delivery::Push,
         labels: BTreeMap::new(),
         request_sha256: String::new(),
-    };
+    }
+}
+
+fn submit(stage: &Rc<Stage>, number: u64, agents: u64) {
+    let exec = &stage.exec;
+    let id = ExecutionId::new(&format!("x{number}")).expect("a valid id");
+    let agent_id = exec.chance(600).then(|| agent(exec.between(0, agents - 1)));
+    let request = request(stage, id.clone(), agent_id);
     if exec.chance(200) {
         command(stage, exec.between(100, 6_000), id.clone(), false);
     }
     if exec.chance(100) {
         command(stage, exec.between(5_000, 12_000), id.clone(), true);
     }
+    hand_in(stage, request);
+}
+
+/// Submits until it is accepted.
+fn hand_in(stage: &Rc<Stage>, request: Submitted) {
     let stage = Rc::clone(stage);
-    let exec = Rc::clone(exec);
+    let exec = Rc::clone(&stage.exec);
     exec.spawn(Owner::World, async move {
         for _ in 0..SUBMIT_TRIES {
             let answer = Promise::new(&stage.exec);
@@ -191,9 +214,7 @@ fn disturb(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
             }
         }
         87..=92 => {
-            stage.say(|| "capacity is wiped".to_owned());
-            stage.capacity.flush();
-            stage.truth.borrow_mut().wiped.push(exec.now());
+            stage.wipe();
         }
         _ => jump(stage, me),
     }

@@ -108,8 +108,8 @@ pub(crate) struct Truth {
     pub stuck: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
     /// Everything that agents reported, whether it arrived or not.
     pub reported: BTreeSet<(AgentId, ExecutionId, u32, &'static str)>,
-    /// When capacity was wiped.
-    pub wiped: Vec<u64>,
+    /// What was put to agents and when, repetitions too.
+    pub asked: Vec<(u64, AgentId, ExecutionId, u32)>,
     /// Executions whose submission was answered well.
     pub accepted: BTreeSet<ExecutionId>,
     /// Executions that were seen in a slot, and waiting by the log, for longer than any launch takes.
@@ -406,6 +406,13 @@ impl Stage {
     /// The longest way of a message in the worst weather there is.
     pub(crate) const fn weather_max(&self) -> u64 {
         200
+    }
+
+    // ---- capacity
+
+    pub(crate) fn wipe(&self) {
+        self.say(|| "capacity is wiped".to_owned());
+        self.capacity.flush();
     }
 
     // ---- the truth

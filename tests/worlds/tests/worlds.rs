@@ -11,13 +11,14 @@ const THREADS: u64 = 2;
 /// The worlds in which each defect has to be found, and which have to be faultless without it.
 const TEETH: Range<u64> = 0..250;
 
-const DEFECTS: [Defect; 6] = [
+const DEFECTS: [Defect; 7] = [
     Defect::NoCas,
     Defect::AckBeforeAppend,
     Defect::NoAttemptFence,
     Defect::VoidCountedAsAbsent,
     Defect::ReleaseWithoutCheck,
     Defect::NoTombstone,
+    Defect::AskUnconfirmed,
 ];
 
 fn setup(seed: u64, defect: Option<Defect>) -> Setup {
@@ -124,6 +125,11 @@ fn a_missing_attempt_fence_is_caught() {
 #[test]
 fn counting_void_as_absent_is_caught() {
     is_caught(Defect::VoidCountedAsAbsent, &[6]);
+}
+
+#[test]
+fn asking_without_a_confirmed_slot_is_caught() {
+    is_caught(Defect::AskUnconfirmed, &[1]);
 }
 
 #[test]

@@ -347,10 +347,16 @@ fn a_rebuild_loads_settings_slots_and_queues_of_its_pool_only() {
         priority: Priority::new(3).unwrap(),
         order: 1,
     };
-    assert_eq!(load_of(&pool, &world.projection), [agent.clone(), waits]);
+    let members = BTreeSet::from([AgentId::new("a").unwrap()]);
+    assert_eq!(load_of(&pool, &members, &world.projection), [agent.clone(), waits.clone()]);
+    assert_eq!(
+        load_of(&pool, &BTreeSet::new(), &world.projection),
+        [waits],
+        "another pool may still have it"
+    );
     world.run_on("a");
     let runs = Load::Slot { agent: "a".to_owned(), hold: Hold::new("x", 1), granted_at_ms: 1_000_000 };
-    assert_eq!(load_of(&pool, &world.projection), [agent, runs]);
+    assert_eq!(load_of(&pool, &members, &world.projection), [agent, runs]);
     let change = world.lose();
     let Load::Queued { order, .. } = place_of_load(&change.after) else { panic!("it waits") };
     assert!(order < 0, "what was put back goes before what came later");
@@ -397,4 +403,91 @@ fn an_agent_without_nats_is_offered_only_what_needs_no_dispatch() {
     let named = waiting(Some("a"), Delivery::Push);
     assert_eq!(queue_of(&named), Queue::Agent("a".to_owned()));
     assert!(!is_out_of_reach(&named, &of_file));
+}
+
+/// Work for agent `a`, submitted in this order.
+fn submitted_for_a(names: &[&str]) -> (Projection, u64) {
+    let mut projection = Projection::default();
+    let mut seq = 0;
+    for name in names {
+        let ExecutionEvent::Submitted(mut request) = submitted(Some("a")) else { unreachable!() };
+        request.execution_id = ExecutionId::new(name).unwrap();
+        seq += 1;
+        projection.apply_execution(seq, &request.into(), T0).unwrap();
+    }
+    (projection, seq)
+}
+
+fn known(projection: &Projection, name: &str) -> Execution {
+    projection.execution(&ExecutionId::new(name).unwrap()).unwrap().clone()
+}
+
+#[test]
+fn what_an_agent_has_is_named_last_first() {
+    // Neither the order of the ids nor that of their places says anything.
+    let (mut projection, mut seq) = submitted_for_a(&["c", "a", "d", "b"]);
+    let mut tell = |projection: &mut Projection, event: ExecutionEvent| {
+        seq += 1;
+        projection.apply_execution(seq, &event, T0).unwrap();
+    };
+    let (agent, instance) = (AgentId::new("a").unwrap(), InstanceId::new("i").unwrap());
+    let runs = known(&projection, "c").dispatch(1, &agent, &instance, 100, T0).unwrap();
+    tell(&mut projection, runs);
+    let back = known(&projection, "b").queue(1, Some("refused".to_owned())).unwrap();
+    tell(&mut projection, back);
+    let has = belongings(&agent, &projection);
+    assert_eq!(has.held, [(Hold::new("c", 1), 1_000_000)]);
+    let names: Vec<&str> = has.waiting.iter().map(ExecutionId::as_str).collect();
+    assert_eq!(names, ["d", "a", "b"], "what was put back is the first");
+    assert_eq!(belongings(&AgentId::new("b").unwrap(), &projection), Belongings::default());
+
+    projection.apply_agent(100, &AgentEvent::Registered(profile("a", "p", 4)), T0);
+    let missing = missing(&Pool::new("p").unwrap(), &projection, &BTreeMap::new());
+    let names: Vec<&str> = missing.iter().map(|e| e.id().as_str()).collect();
+    assert_eq!(names, ["c", "d", "a", "b"], "what waits is placed at the head, one by one");
+}
+
+#[test]
+fn who_waits_for_an_answer_is_known_by_how_long() {
+    let (mut projection, seq) = submitted_for_a(&["x", "y"]);
+    let (agent, instance) = (AgentId::new("a").unwrap(), InstanceId::new("i").unwrap());
+    let at = T0.plus_ms(50);
+    let asked = known(&projection, "x").dispatch(1, &agent, &instance, 100, at).unwrap();
+    projection.apply_execution(seq + 1, &asked, at).unwrap();
+    let unanswered = |projection: &Projection, now_ms: u64, age_ms: u64| {
+        let found = projection.unanswered(T0.plus_ms(now_ms), age_ms);
+        found
+            .into_iter()
+            .map(|(id, state, held)| (id.as_str().to_owned(), state, held.number))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(unanswered(&projection, 149, 100), []);
+    assert_eq!(unanswered(&projection, 150, 100), [("x".to_owned(), State::Dispatching, 1)]);
+    let started = known(&projection, "x").start(1).unwrap();
+    projection.apply_execution(seq + 2, &started, at).unwrap();
+    assert_eq!(unanswered(&projection, 150, 0), []);
+    let wish = known(&projection, "x").cancel("enough", "api").unwrap();
+    projection.apply_execution(seq + 3, &wish, at.plus_ms(10)).unwrap();
+    assert_eq!(unanswered(&projection, 159, 100), []);
+    assert_eq!(unanswered(&projection, 160, 100), [("x".to_owned(), State::Cancelling, 1)]);
+}
+
+#[test]
+fn an_agent_that_accepted_shows_how_far_redis_has_come() {
+    let (mut projection, seq) = submitted_for_a(&["x", "y"]);
+    projection.apply_agent(100, &AgentEvent::Registered(profile("a", "p", 4)), T0);
+    let (agent, instance) = (AgentId::new("a").unwrap(), InstanceId::new("i").unwrap());
+    for (place, name) in (1..).zip(["x", "y"]) {
+        let asked = known(&projection, name).dispatch(1, &agent, &instance, 100, T0).unwrap();
+        projection.apply_execution(seq + place, &asked, T0).unwrap();
+    }
+    assert!(
+        projection.reflected().is_empty(),
+        "whoever dispatched them may have died before it looked again"
+    );
+    for (place, name) in (10..).zip(["y", "x"]) {
+        let started = known(&projection, name).start(1).unwrap();
+        projection.apply_execution(seq + place, &started, T0).unwrap();
+        assert_eq!(projection.reflected().get("p"), Some(&(seq + 2)), "the dispatch of y");
+    }
 }

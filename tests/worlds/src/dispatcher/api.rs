@@ -135,6 +135,9 @@ impl Dispatcher {
     }
 
     pub(super) fn spawn_cancel(self: &Rc<Self>, id: ExecutionId, attempt: u32) {
+        if !self.cancelling.borrow_mut().insert((id.clone(), attempt)) {
+            return;
+        }
         let this = Rc::clone(self);
         self.spawn(async move {
             let mut wait = CANCEL_PAUSE_MIN_MS;
@@ -142,6 +145,7 @@ impl Dispatcher {
                 pause(&this.stage.exec, wait).await;
                 wait = (wait * 2).min(CANCEL_PAUSE_MAX_MS);
             }
+            this.cancelling.borrow_mut().remove(&(id, attempt));
         });
     }
 

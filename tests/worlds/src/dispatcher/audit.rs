@@ -43,7 +43,8 @@ impl Dispatcher {
         let epoch = begun.map_err(|_| Undecided::Away)?;
         self.stage.leader(self.me).await.map_err(|_| Undecided::Away)?;
         self.fold();
-        let items = decide::load_of(&pool(), &self.state.borrow());
+        let members = self.state.borrow().agents().map(|a| a.id.clone()).collect();
+        let items = decide::load_of(&pool(), &members, &self.state.borrow());
         self.step().await;
         let loaded = at_once(self.capacity.rebuild_load(POOL, &epoch, &items));
         self.step().await;
@@ -132,6 +133,11 @@ impl Dispatcher {
             Some(Misplaced::Leaked) => {
                 self.settle(hold).await;
             }
+            Some(Misplaced::Elsewhere { .. })
+                if fresh.as_ref().is_some_and(|e| e.state == State::Dispatching) =>
+            {
+                self.claim_unanswered(fresh.as_ref()).await;
+            }
             Some(Misplaced::Elsewhere { agent, since_ms }) => match place {
                 Place::Slot { agent: on, granted_at_ms } => {
                     let (hold, granted_at_ms) = (hold.clone(), *granted_at_ms);
@@ -163,6 +169,15 @@ impl Dispatcher {
         }
     }
 
+    /// The slot of a dispatch that was perhaps never put to its agent, where there is room.
+    async fn claim_unanswered(self: &Rc<Self>, execution: Option<&Execution>) {
+        if let Some(execution) = execution
+            && let Some(held) = execution.holder()
+        {
+            let _ = self.claim_by_log(decide::hold(execution, held.number), &held.agent_id).await;
+        }
+    }
+
     async fn adopt(self: &Rc<Self>, agent: &str, hold: &Hold, since_ms: u64) {
         let _ = self.in_capacity(|c| at_once(c.adopt(POOL, agent, hold, since_ms, self.stamp()))).await;
     }
@@ -174,6 +189,9 @@ impl Dispatcher {
         }
         let hold = decide::hold(&execution, attempt);
         match execution.holder() {
+            Some(_) if execution.state == State::Dispatching => {
+                self.claim_unanswered(Some(&execution)).await;
+            }
             Some(held) => {
                 self.adopt(held.agent_id.as_str(), &hold, decide::millis(held.dispatched_at)).await;
             }

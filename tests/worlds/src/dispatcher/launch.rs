@@ -3,26 +3,31 @@
 use std::rc::Rc;
 
 use dispatcher::{decide, state::Change};
-use rollcall_capacity::{Capacity, Confirmation, Grant};
+use rollcall_capacity::{Capacity, Confirmation, Epoch, Grant, Hold};
 use rollcall_core::{
     AgentId, ExecutionId,
     execution::{Attempt, Execution, Refusal, State},
 };
 
-use super::{Dispatcher, Undecided};
+use super::{Dispatcher, TAKE_UP_AFTER_MS, Undecided};
 use crate::{
+    Defect,
     agent::{Answer, Reply, Request},
     exec::{at_once, pause},
+    plan::worst_moment,
     stage::POOL,
 };
 
 const ANSWER_TIMEOUT_MS: u64 = 2_000;
 const DEFAULT_TIMEOUT_MS: u64 = 5_000;
 
+const SLOT_LOST: &str = "slot_lost";
+
 /// What became of a dispatch.
 enum Taken {
     Accepted,
     Back(String),
+    Nobody,
     Unknown,
 }
 
@@ -61,6 +66,7 @@ impl Dispatcher {
             }
             None => return Ok(None),
         }
+        worst_moment(&self.stage, &agent_id);
         self.step().await;
         let timeout = execution.request.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS);
         let now = self.now();
@@ -73,12 +79,46 @@ impl Dispatcher {
             })
             .await;
         match decided {
-            Ok(change) => Ok(Some(change.after)),
+            Ok(change) => self.confirm_again(grant, change.after).await,
             Err(Undecided::Refused) => {
                 let fresh = self.fresh(&id).await?;
                 self.give_back_unless_held(grant, fresh.as_ref()).await;
                 Ok(None)
             }
+            Err(away) => Err(away),
+        }
+    }
+
+    /// The slot once more, now that the log says who has it: a rebuild since then has found the dispatch there.
+    async fn confirm_again(
+        self: &Rc<Self>,
+        grant: &Grant,
+        dispatched: Execution,
+    ) -> Result<Option<Execution>, Undecided> {
+        let confirmed = self.in_capacity(|c| at_once(c.confirm(POOL, grant, self.stamp()))).await;
+        let Some(held) = dispatched.holder().cloned() else { return Ok(None) };
+        if self.now().since_ms(held.dispatched_at) >= TAKE_UP_AFTER_MS {
+            self.spawn_settle_unknown(dispatched.id().clone(), held);
+            return Ok(None);
+        }
+        if matches!(confirmed, Some(Confirmation::Confirmed { .. })) || self.stage.has(Defect::AskUnconfirmed)
+        {
+            return Ok(Some(dispatched));
+        }
+        let back = self.decide(dispatched.id(), |e| {
+            if e.state == State::Dispatching && e.current() == Some(&held) {
+                e.queue(1, Some(SLOT_LOST.to_owned()))
+            } else {
+                Err(Refusal::State(e.state.as_str()))
+            }
+        });
+        match back.await {
+            Ok(change) => {
+                let (hold, noted) = (grant.hold.clone(), decide::millis(held.dispatched_at));
+                self.requeue(&change.after, hold.clone(), hold, None, Some(noted)).await;
+                Ok(None)
+            }
+            Err(Undecided::Refused) => Ok(None),
             Err(away) => Err(away),
         }
     }
@@ -135,10 +175,32 @@ impl Dispatcher {
     pub(super) async fn ask(self: &Rc<Self>, execution: Execution) {
         let Some(held) = execution.current().cloned() else { return };
         let id = execution.id().clone();
-        let taken = self.put(&id, &held).await;
+        let taken = match self.put(&id, &held).await {
+            Taken::Nobody => Taken::Back("no_responders".to_owned()),
+            taken => taken,
+        };
         if self.answered(&id, &held, taken).await.is_err() {
             self.spawn_settle_unknown(id, held);
         }
+    }
+
+    /// Asks an agent that may have been asked before, and does not list it.
+    async fn ask_again(self: &Rc<Self>, id: &ExecutionId, held: &Attempt) -> Taken {
+        match self.claim_by_log(Hold::new(id.as_str(), held.number), &held.agent_id).await {
+            Some(Confirmation::Confirmed { .. }) => {}
+            Some(Confirmation::Lost) => return Taken::Back(SLOT_LOST.to_owned()),
+            None => return Taken::Unknown,
+        }
+        match self.put(id, held).await {
+            Taken::Nobody => Taken::Unknown,
+            taken => taken,
+        }
+    }
+
+    /// The slot that the log gives to a dispatch, if it has it or there is room for it.
+    pub(super) async fn claim_by_log(self: &Rc<Self>, hold: Hold, agent: &AgentId) -> Option<Confirmation> {
+        let grant = Grant { hold, agent: agent.as_str().to_owned(), epoch: Epoch::before_all() };
+        self.in_capacity(|c| at_once(c.confirm(POOL, &grant, self.stamp()))).await
     }
 
     async fn put(&self, id: &ExecutionId, held: &Attempt) -> Taken {
@@ -147,7 +209,7 @@ impl Dispatcher {
         match asked.await {
             Answer::Said(Reply::Accepted) => Taken::Accepted,
             Answer::Said(Reply::Refused(reason)) => Taken::Back(reason.to_owned()),
-            Answer::NoResponders => Taken::Back("no_responders".to_owned()),
+            Answer::NoResponders => Taken::Nobody,
             Answer::Said(_) | Answer::Nothing | Answer::Void => Taken::Unknown,
         }
     }
@@ -170,7 +232,7 @@ impl Dispatcher {
                 })
                 .await
             }
-            Taken::Unknown => {
+            Taken::Nobody | Taken::Unknown => {
                 self.spawn_settle_unknown(id.clone(), held.clone());
                 return Ok(());
             }
@@ -186,7 +248,7 @@ impl Dispatcher {
     }
 
     /// Settles a dispatch without an answer by the agent's heartbeats.
-    fn spawn_settle_unknown(self: &Rc<Self>, id: ExecutionId, held: Attempt) {
+    pub(super) fn spawn_settle_unknown(self: &Rc<Self>, id: ExecutionId, held: Attempt) {
         if !self.unknown.borrow_mut().insert((id.clone(), held.number)) {
             return;
         }
@@ -207,7 +269,7 @@ impl Dispatcher {
                 }
                 seen = number;
                 let listed = beat.claims.iter().any(|c| c.id == id && c.attempt == held.number);
-                let taken = if listed { Taken::Accepted } else { this.put(&id, &held).await };
+                let taken = if listed { Taken::Accepted } else { this.ask_again(&id, &held).await };
                 if matches!(taken, Taken::Unknown) {
                     continue;
                 }
