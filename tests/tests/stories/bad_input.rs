@@ -84,7 +84,9 @@ async fn submissions_that_are_refused_leave_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_that_do_not_count() {
-    let fleet = Fleet::start().await;
+    // An unasked `terminated` waits 3 s for who asked for it, and its agent lists the work no more: the ordinary grace is
+    // longer than that, the stories' is not, and the watchdog would call it lost meanwhile.
+    let fleet = Fleet::start_with(Options::default().env("ROLLCALL_DISPATCH_GRACE_MS", "15000")).await;
     let holder = ScriptedAgent::start(&fleet.bus, "a", 1).await;
     let other = ScriptedAgent::start(&fleet.bus, "b", 1).await;
     fleet.status("a", "connected", SOON).await;

@@ -86,7 +86,7 @@ async fn cut_from_all_agents(how: Flow) {
     let explained = fleet.api("explain", json!({"execution_id": agents[0].1[0]})).await;
     let waits = explained.expect("the watchdog explains what it knows");
     assert_eq!(waits["row"], "suspended", "{waits}");
-    let status = fleet.api("watchdog.status", json!({})).await.unwrap();
+    let status = fleet.api("watchdog.status", json!({})).await.expect("the watchdog says how it is");
     assert_eq!(status["breaker"]["nobody_is_heard"], true, "{status}");
     proxy.set(Flow::Open);
     for (agent, _) in &agents {
