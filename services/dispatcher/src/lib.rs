@@ -11,6 +11,7 @@ pub mod decide;
 mod effect;
 mod launch;
 mod ledger;
+pub mod list;
 mod moves;
 mod payload;
 mod rebuild;

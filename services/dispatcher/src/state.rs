@@ -52,6 +52,8 @@ pub struct Projection {
     reflected: BTreeMap<Pool, u64>,
     /// Ended executions, oldest first.
     ended: VecDeque<ExecutionId>,
+    /// Some ended ones were dropped.
+    forgotten: bool,
 }
 
 impl Projection {
@@ -187,6 +189,7 @@ impl Projection {
             // Retried meanwhile: it is open and will be put at the end of the list when it ends again.
             if self.executions.get(&id).is_some_and(|e| e.state.is_terminal()) {
                 self.executions.remove(&id);
+                self.forgotten = true;
             }
         }
     }
@@ -220,6 +223,12 @@ impl Projection {
     /// All open executions, in the order of their ids.
     pub fn open(&self) -> impl Iterator<Item = &Execution> {
         self.open.iter().filter_map(|id| self.executions.get(id))
+    }
+
+    /// Whether ended executions are no longer in memory.
+    #[must_use]
+    pub const fn has_forgotten(&self) -> bool {
+        self.forgotten
     }
 
     /// All executions in memory in the order of their ids.

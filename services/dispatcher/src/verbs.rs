@@ -16,7 +16,7 @@ use rollcall_core::{
 use rollcall_nats::{ApiHandle, ApiOptions, ApiServer, SubscribeError};
 use serde::Serialize;
 
-use crate::{ledger::DecideError, payload::store_error, shell::Dispatcher};
+use crate::{ledger::DecideError, list, payload::store_error, shell::Dispatcher};
 
 /// Requests answered at once. A submission may wait for its agent for two seconds.
 const IN_FLIGHT_MAX: usize = 2048;
@@ -203,7 +203,7 @@ impl Dispatcher {
         Ok(view)
     }
 
-    async fn executions_verb(self: &Arc<Self>, body: &[u8]) -> Result<serde_json::Value, ApiError> {
+    async fn executions_verb(self: &Arc<Self>, body: &[u8]) -> Result<list::Page, ApiError> {
         let request: ExecutionsRequest =
             if body.is_empty() { ExecutionsRequest::default() } else { read_object("executions", body)? };
         let limit = request.limit.unwrap_or(LIST_LIMIT_DEFAULT);
@@ -213,22 +213,7 @@ impl Dispatcher {
             )));
         }
         self.ledger.current().await.map_err(|e| ApiError::unavailable(e.to_string()))?;
-        let rows: Vec<ExecutionView> = self.ledger.read(|projection| {
-            projection
-                .ids(request.state)
-                .iter()
-                .filter(|id| request.after.as_ref().is_none_or(|after| *id > after))
-                .filter_map(|id| projection.execution(id))
-                .filter(|e| request.state.is_none_or(|state| e.state == state))
-                .map(Execution::view)
-                .filter(|view| request.agent_id.is_none() || view.agent_id == request.agent_id)
-                .take(limit + 1)
-                .collect()
-        });
-        let more = rows.len() > limit;
-        let rows = &rows[..rows.len().min(limit)];
-        let next = rows.last().filter(|_| more).map(|row| row.execution_id.clone());
-        Ok(serde_json::json!({"executions": rows, "next": next}))
+        Ok(self.ledger.read(|projection| list::page(projection, &request, limit)))
     }
 
     async fn capacity_verb(self: &Arc<Self>, body: &[u8]) -> Result<serde_json::Value, ApiError> {

@@ -429,3 +429,43 @@ async fn any_command_is_an_agent() {
     fleet.status("shell", "gone", SOON).await;
     fleet.audit().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn executions_are_listed_by_state_and_agent_page_by_page() {
+    let fleet = Fleet::start().await;
+    let a = ScriptedAgent::start(&fleet.bus, "a", 3).await;
+    let _b = ScriptedAgent::start(&fleet.bus, "b", 1).await;
+    fleet.status("a", "connected", SOON).await;
+    fleet.status("b", "connected", SOON).await;
+    for (name, agent) in [("e1", "a"), ("e2", "b"), ("e3", "a"), ("e4", "b"), ("e5", "a")] {
+        fleet.submit(json!({"execution_id": name, "agent_id": agent})).await;
+    }
+    for running in ["e1", "e2", "e3", "e5"] {
+        fleet.state(running, "running", SOON).await;
+    }
+    a.report("e3", 1, "completed", json!({})).await;
+    fleet.state("e3", "completed", SOON).await;
+    let list = async |query: Value| {
+        let page = fleet.api("executions", query).await.expect("a list");
+        assert_eq!(page["forgotten"], false);
+        let rows = page["executions"].as_array().expect("rows").iter();
+        let names: Vec<String> =
+            rows.map(|row| row["execution_id"].as_str().expect("an id").to_owned()).collect();
+        (names.join(" "), page["next"].clone())
+    };
+    let whole = |names: &str| (names.to_owned(), Value::Null);
+    assert_eq!(list(json!({})).await, whole("e1 e2 e3 e4 e5"));
+    assert_eq!(list(json!({"agent_id": "a"})).await, whole("e1 e3 e5"));
+    assert_eq!(list(json!({"state": "running"})).await, whole("e1 e2 e5"));
+    assert_eq!(list(json!({"state": "queued"})).await, whole("e4"));
+    assert_eq!(list(json!({"state": "completed"})).await, whole("e3"));
+    assert_eq!(list(json!({"state": "running", "agent_id": "a"})).await, whole("e1 e5"));
+    assert_eq!(list(json!({"limit": 2})).await, ("e1 e2".to_owned(), json!("e2")));
+    assert_eq!(list(json!({"limit": 2, "after": "e2"})).await, ("e3 e4".to_owned(), json!("e4")));
+    assert_eq!(list(json!({"limit": 2, "after": "e4"})).await, whole("e5"));
+    for limit in [0, 1001] {
+        let refused = fleet.api("executions", json!({"limit": limit})).await.expect_err("no such limit");
+        assert_eq!(refused.code, "bad_request");
+    }
+    fleet.audit().await;
+}
