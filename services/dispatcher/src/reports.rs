@@ -19,6 +19,8 @@ use crate::{ledger::DecideError, shell::Dispatcher, state::Change};
 pub(crate) const ASKED_FOR_GRACE: Duration = Duration::from_secs(3);
 /// Pause between two looks at such a report.
 const ASKED_FOR_PAUSE: Duration = Duration::from_millis(250);
+/// Most deliveries in that time. No clock can hold a report up for longer.
+const ASKED_FOR_DELIVERIES_MAX: u64 = (ASKED_FOR_GRACE.as_millis() / ASKED_FOR_PAUSE.as_millis()) as u64 + 1;
 /// Pause before a report is taken up again whose effect could not be written.
 const TAKE_UP_AGAIN: Duration = Duration::from_secs(1);
 
@@ -51,7 +53,6 @@ impl Dispatcher {
             Ok(Verdict::Later) => delivery.nak(ASKED_FOR_PAUSE).await,
             Ok(Verdict::Refused(why)) => {
                 metrics::counter!("rollcall_reports_refused_total").increment(1);
-                tracing::warn!(subject = subject.escape_default().to_string(), why, "report refused");
                 self.refused_report(&subject, &why).await;
                 delivery.term().await
             }
@@ -132,7 +133,7 @@ impl Dispatcher {
             return false;
         }
         let waited = self.ledger.now().as_millis() - delivery.time().timestamp_millis();
-        u128::try_from(waited).unwrap_or(0) < ASKED_FOR_GRACE.as_millis()
+        is_in_grace(u64::try_from(waited).unwrap_or(0), delivery.delivered())
     }
 
     async fn facts(
@@ -170,9 +171,28 @@ impl Dispatcher {
         let source = self.subjects.of_report(subject).map_or(subject, |(agent, _)| agent).to_owned();
         if self.alarms.may_speak(&source, self.ledger.now()) {
             let shown: String = subject.chars().take(300).collect();
+            tracing::warn!(subject = shown.escape_default().to_string(), why, "report refused");
             self.ledger
                 .system(SystemEventKind::ReportRefused, serde_json::json!({"subject": shown, "cause": why}))
                 .await;
         }
+    }
+}
+
+/// Whether a report that came `waited_ms` ago, and now for the `delivered`th time, waits for whoever asked for it.
+fn is_in_grace(waited_ms: u64, delivered: u64) -> bool {
+    u128::from(waited_ms) < ASKED_FOR_GRACE.as_millis() && delivered <= ASKED_FOR_DELIVERIES_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asked_for_an_end_is_waited_for_by_the_clock_and_by_deliveries() {
+        assert!(is_in_grace(0, 1) && is_in_grace(2_999, 13));
+        assert!(!is_in_grace(3_000, 2));
+        // A clock that stands still, or is behind the stream's, can't hold it up.
+        assert!(!is_in_grace(0, 14));
     }
 }
