@@ -410,7 +410,11 @@ impl Stage {
         }
         self.say(|| format!("{id}:{attempt} is ended where it runs"));
         if self.exec.chance(500) {
+            // Without a report, and remembered all the same: a request that is repeated must not start it again.
             self.forget(at, &key);
+            if !self.has(Defect::NoTombstone) {
+                self.instances.borrow_mut()[at].book.terminate(&key, StopCause::Terminated);
+            }
         } else {
             let stage = Rc::clone(self);
             self.exec.spawn(Owner::Instance(at), async move {
