@@ -539,12 +539,14 @@ impl Case<'_> {
             (_, Waiting::Confirms(_)) | (Asked::Confirmed, _) => {
                 self.conclude(ground, TerminateOutcome::Confirmed)
             }
-            (Asked::NotRunning { .. }, _) if self.is_let_go() => {
+            (Asked::NotRunning { since, .. }, _)
+                if self.is_let_go() || self.now >= self.reported_by(since) =>
+            {
                 self.conclude(ground, TerminateOutcome::NotRunning)
             }
-            // Finished, and its report not acknowledged: it is held until it is.
-            (Asked::NotRunning { next_at }, _) if self.now < next_at.min(stale_at) => {
-                let again = self.next_word().min(next_at).min(stale_at);
+            // Finished, and its report not acknowledged: it is held until it is, for as long as that may take.
+            (Asked::NotRunning { since, next_at }, _) if self.now < next_at => {
+                let again = self.next_word().min(next_at).min(self.reported_by(since));
                 self.wait(Row::Withheld, again.min(alarm.next))
             }
             // The answer may be lost and the work dead all the same: then its report says so.
@@ -552,23 +554,25 @@ impl Case<'_> {
                 let again = self.now.plus_ms(REPORT_RECHECK_MS).min(next_at).min(stale_at);
                 self.wait(Row::TerminateRefused, again.min(alarm.next))
             }
-            (asked @ (Asked::NotRunning { .. } | Asked::Unconfirmed { .. }), _) if self.now >= stale_at => {
+            (Asked::Unconfirmed { .. }, _) if self.now >= stale_at => {
                 let stale = Ground {
                     row: Row::Stale,
                     reason: RecoveryReason::Stale,
                     true_at: ground.fell_due_at,
                     fell_due_at: ground.fell_due_at,
                 };
-                let ended = match asked {
-                    Asked::NotRunning { .. } => TerminateOutcome::NotRunning,
-                    _ => TerminateOutcome::Failed,
-                };
-                self.conclude(&stale, ended)
+                self.conclude(&stale, TerminateOutcome::Failed)
             }
             (Asked::No | Asked::NotRunning { .. } | Asked::Unconfirmed { .. }, _) => {
                 say(ground.row, Verdict::Terminate(ground.reason))
             }
         }
+    }
+
+    /// By when the report of work that is said not to run since then is on the bus, if there is one: a bus that takes
+    /// heartbeats and no report for longer takes no verdict either. The same time as absence gets after a dispatch.
+    const fn reported_by(&self, since: Timestamp) -> Timestamp {
+        since.plus_ms(self.limits.dispatch_grace_ms)
     }
 
     /// Whether its instance says that it does not hold it: the newest word counts, its own answer before its lists.

@@ -127,6 +127,8 @@ pub enum Asked {
     Confirmed,
     /// It was not running there. Finished work whose report is not acknowledged yet isn't either, and is still held.
     NotRunning {
+        /// Since when it says so.
+        since: Timestamp,
         /// When to ask again, as long as it is held all the same.
         next_at: Timestamp,
     },

@@ -578,7 +578,10 @@ impl World {
         let next_at = now.plus_ms(pause.min(TERMINATE_RETRY_MAX_MS));
         trouble.asked = match answer {
             Some(TerminateState::Terminated) => Asked::Confirmed,
-            Some(TerminateState::NotRunning) => Asked::NotRunning { next_at },
+            Some(TerminateState::NotRunning) => match trouble.asked {
+                Asked::NotRunning { since, .. } => Asked::NotRunning { since, next_at },
+                _ => Asked::NotRunning { since: now, next_at },
+            },
             Some(TerminateState::StillRunning) | None => Asked::Unconfirmed { next_at },
         };
     }
