@@ -211,6 +211,7 @@ impl Tail {
             self.source = None;
             self.caught_up = false;
             self.behind = true;
+            self.announce = false;
             return false;
         }
         self.consumer_seq = meta.consumer_seq;
@@ -221,6 +222,10 @@ impl Tail {
         if self.caught_up && self.behind {
             self.behind = false;
             self.announce = true;
+        } else if !self.caught_up && self.announce {
+            // It is the end no more, and nobody was told: there is another one to come.
+            self.behind = true;
+            self.announce = false;
         }
         self.ready.push_back(Entry {
             seq: meta.stream_seq,
@@ -375,6 +380,35 @@ mod tests {
     use super::*;
     use crate::testing::NatsServer;
     use crate::{EventLog, ensure_streams};
+
+    /// What was the end a moment ago is none any more: that nobody has been told of it must not stop the reading.
+    #[tokio::test]
+    async fn an_end_that_is_passed_before_anybody_was_told_is_none() {
+        let server = NatsServer::start().unwrap();
+        let bus = server.bus("t").await;
+        ensure_streams(&bus).await.unwrap();
+        let log = EventLog::new(&bus);
+        let append = async |id: &str| {
+            log.append(&format!("t.event.agent.{id}"), id, Bytes::from_static(b"{}"), 0).await.unwrap();
+        };
+        append("a").await;
+        let mut tail = log.tail(0, []);
+        tail.open().await.unwrap();
+        let end = tail.source.as_mut().unwrap().next().await.unwrap();
+        assert!(tail.accept(end));
+        append("b").await;
+        let mut more = tail.source.as_mut().unwrap().next().await.unwrap();
+        // Behind this one another waits by now: the last token of its subject says so.
+        let meta = more.reply.take().unwrap();
+        more.reply = Some(format!("{}.1", meta.rsplit_once('.').unwrap().0).into());
+        assert!(tail.accept(more));
+        let batch = tail.next_batch(10).await.unwrap();
+        assert_eq!((batch.entries.len(), batch.caught_up), (2, false));
+        append("c").await;
+        let batch =
+            tokio::time::timeout(Duration::from_secs(30), tail.next_batch(10)).await.unwrap().unwrap();
+        assert_eq!((batch.entries.len(), batch.caught_up), (1, true), "{batch:?}");
+    }
 
     #[tokio::test]
     async fn a_delivery_that_skips_is_read_again() {
