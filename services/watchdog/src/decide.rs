@@ -13,7 +13,7 @@ use rollcall_core::{
 };
 
 use crate::{
-    facts::{Asked, Edge, Facts, Limits, Listing, Standing, UNLISTED_TIMES, Waiting},
+    facts::{Asked, Edge, Facts, Limits, Listing, Promise, Standing, UNLISTED_TIMES, Waiting},
     matrix::Row,
 };
 
@@ -32,6 +32,8 @@ pub enum Look {
     Canary,
     /// Ask the instance what it holds.
     Instance,
+    /// Ask the instance to end what it never took, so that it does not begin it later.
+    Promise,
     /// The last message on the execution's report subject.
     Report,
     /// A place in the rate limit of agent-lost recoveries.
@@ -179,6 +181,7 @@ impl Case<'_> {
     const fn is_withheld(&self, reason: RecoveryReason) -> bool {
         let asked = matches!(reason, RecoveryReason::TimedOut | RecoveryReason::Stalled)
             || !matches!(self.facts.asked, Asked::No)
+            || !matches!(self.facts.promise, Promise::Unasked)
             || self.facts.cancelled_at.is_some();
         match self.facts.waiting {
             Waiting::Withholds(_) => true,
@@ -270,7 +273,7 @@ impl Case<'_> {
                 None
             }
             Edge::ListsNot { times } if times >= UNLISTED_TIMES || self.is_unlisted() => {
-                Some(self.conclude(ground, TerminateOutcome::NotRunning))
+                Some(self.let_go(ground))
             }
             Edge::ListsNot { .. } => {
                 alarm.at(self.next_word(), unsure);
@@ -389,6 +392,24 @@ impl Case<'_> {
         }
     }
 
+    /// Its instance, asked, does not hold it. A dispatch that it never answered may still be on its way to it, and would begin
+    /// an attempt that no longer counts: so it is asked to end that first. Over HTTP nothing is dispatched.
+    fn let_go(&self, ground: &Ground) -> Judgement {
+        let facts = self.facts;
+        let may_begin = !facts.started
+            && !facts.channel.driven
+            && matches!(facts.asked, Asked::No | Asked::Unconfirmed { .. });
+        match facts.promise {
+            // Its report is looked for first: what was reported begins no more.
+            Promise::Unasked if may_begin && facts.waiting == Waiting::Nothing => {
+                say(ground.row, Verdict::Look(Look::Promise))
+            }
+            Promise::Ended => self.conclude(ground, TerminateOutcome::Confirmed),
+            Promise::NoAnswer => self.conclude(ground, TerminateOutcome::Failed),
+            Promise::Unasked | Promise::NotRunning => self.conclude(ground, TerminateOutcome::NotRunning),
+        }
+    }
+
     /// No heartbeats, but it answers, and does not list the execution.
     fn silent_and_empty(&self, fell_due_at: Timestamp, times: u32, alarm: &mut Alarm) -> Option<Judgement> {
         let grace_until = self.facts.grace_until(self.limits);
@@ -401,8 +422,7 @@ impl Case<'_> {
             return None;
         }
         let since = fell_due_at.max(grace_until);
-        let ground = self.absence(since, since);
-        Some(self.conclude(&ground, TerminateOutcome::NotRunning))
+        Some(self.let_go(&self.absence(since, since)))
     }
 
     /// Recoveries for silence go through the rate limit, last of all.
@@ -470,7 +490,7 @@ impl Case<'_> {
                 alarm.at(self.next_word(), Row::Blind);
                 None
             }
-            Edge::ListsNot { .. } => Some(self.conclude(&ground, TerminateOutcome::NotRunning)),
+            Edge::ListsNot { .. } => Some(self.let_go(&ground)),
             Edge::NoResponders | Edge::NoAnswer => {
                 Some(self.conclude(&ground, TerminateOutcome::NotAttempted))
             }

@@ -45,8 +45,22 @@ pub enum Ending {
     Confirmed,
     /// It was not running.
     NotRunning,
+    /// Running still.
+    StillRunning,
     /// Not confirmed; why.
     Unconfirmed(String),
+}
+
+impl Ending {
+    /// Why the end is not confirmed.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        match self {
+            Self::Confirmed | Self::NotRunning => None,
+            Self::StillRunning => Some("still running"),
+            Self::Unconfirmed(why) => Some(why),
+        }
+    }
 }
 
 /// The endpoint an agent is driven at, if not over NATS.
@@ -155,7 +169,7 @@ pub async fn terminate(
             match serde_json::from_slice::<TerminateReply>(&message.payload).map(|reply| reply.state) {
                 Ok(TerminateState::Terminated) => Ending::Confirmed,
                 Ok(TerminateState::NotRunning) => Ending::NotRunning,
-                Ok(TerminateState::StillRunning) => Ending::Unconfirmed("still running".to_owned()),
+                Ok(TerminateState::StillRunning) => Ending::StillRunning,
                 Err(error) => Ending::Unconfirmed(format!("its answer makes no sense: {error}")),
             }
         }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     decide::Finding,
-    facts::{Asked, Edge, Facts, Limits, Listing, Standing, Waiting},
+    facts::{Asked, Edge, Facts, Limits, Listing, Promise, Standing, Waiting},
     state::AgentEntry,
 };
 
@@ -61,11 +61,11 @@ pub fn evidence(facts: &Facts, limits: &Limits, entry: Option<&AgentEntry>, now:
         },
         "list": listing,
         "asked_directly": edge_in_words(facts.edge),
-        "terminate": match facts.asked {
-            Asked::No => "not asked",
-            Asked::Confirmed => "confirmed",
-            Asked::NotRunning { .. } => "not running",
-            Asked::Unconfirmed { .. } => "not confirmed",
+        "terminate": match (facts.asked, facts.promise) {
+            (_, Promise::Ended) | (Asked::Confirmed, _) => "confirmed",
+            (_, Promise::NotRunning) | (Asked::NotRunning { .. }, _) => "not running",
+            (_, Promise::NoAnswer) | (Asked::Unconfirmed { .. }, _) => "not confirmed",
+            (Asked::No, Promise::Unasked) => "not asked",
         },
         "report_waiting": match facts.waiting {
             Waiting::Unasked => "not looked at",

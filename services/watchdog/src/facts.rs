@@ -118,6 +118,20 @@ pub enum Edge {
     Void,
 }
 
+/// What the holding instance said to being asked to end what it never took, so that a dispatch which is still under way to
+/// it begins nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promise {
+    /// Nobody asked.
+    Unasked,
+    /// It does not run, and will not: whoever was asked to end something never begins it afterwards.
+    NotRunning,
+    /// It had just begun, and is dead.
+    Ended,
+    /// No answer, or none that makes sense.
+    NoAnswer,
+}
+
 /// What became of asking the agent to end it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
@@ -175,6 +189,8 @@ pub struct Facts {
     pub waiting: Waiting,
     /// What its instance says.
     pub edge: Edge,
+    /// What its instance promises of what it never took.
+    pub promise: Promise,
     /// A message of our own came back through the bus just now, and all that came before it was read.
     pub canary: bool,
     /// When the rate limit lets an agent-lost recovery through; `None`: not asked for a place yet.

@@ -7,7 +7,7 @@ use rollcall_core::{Timestamp, execution::State, wire::Outcome};
 
 use crate::{
     decide::{Judgement, Look, Verdict, judge},
-    facts::{Asked, Channel, Edge, Facts, Limits, Listing, Standing, Waiting},
+    facts::{Asked, Channel, Edge, Facts, Limits, Listing, Promise, Standing, Waiting},
 };
 
 macro_rules! rows {
@@ -59,7 +59,7 @@ rows! {
     Orphaned = "orphaned", "its agent is alive and does not know it",
         "two lists in a row beyond the grace without it, a canary came back through the bus, the instance, asked directly, does not list it (or takes no requests), no report waits";
     DispatchLost = "dispatch_lost", "dispatched, never started, its agent is alive and does not know it",
-        "as orphaned, and the log holds no start";
+        "as orphaned, and the log holds no start; its instance, asked to end it, says that it does not run (or gives no answer), so a dispatch that is still under way begins nothing";
     TimedOut = "timed_out", "its deadline passed",
         "the deadline passed and no report waits: its agent is asked to end it, and says that it is dead, or that it is not running and not on its list, or reports it terminated, or lists it no more";
     TerminateRefused = "terminate_refused", "its deadline passed and its agent did not confirm the end",
@@ -144,6 +144,7 @@ pub fn healthy_sample() -> (Facts, Timestamp) {
         asked: Asked::No,
         waiting: Waiting::Unasked,
         edge: Edge::Unasked,
+        promise: Promise::Unasked,
         canary: false,
         turn_at: None,
     };
@@ -206,7 +207,10 @@ pub fn sample(row: Row) -> (Facts, Timestamp) {
         Row::Healthy | Row::UnlistedOnce | Row::Orphaned | Row::AgentLost | Row::AgentRestarted => {}
         Row::Unheard => facts.listing = Listing::Unknown,
         Row::UnlistedAnswers | Row::SilentAnswers => facts.edge = Edge::Lists,
-        Row::DispatchLost => (facts.state, facts.started) = (State::Dispatching, false),
+        Row::DispatchLost => {
+            (facts.state, facts.started) = (State::Dispatching, false);
+            facts.promise = Promise::NotRunning;
+        }
         Row::TimedOut | Row::TerminateRefused => {
             now = at(15 * MINUTE + 40);
             facts.waiting = Waiting::Nothing;
@@ -259,6 +263,7 @@ pub fn verdict_in_words(judgement: &Judgement, now: Timestamp) -> String {
         }
         Verdict::Look(Look::Canary) => "prove that we see, then decide".to_owned(),
         Verdict::Look(Look::Instance) => "ask its instance, then decide".to_owned(),
+        Verdict::Look(Look::Promise) => "have its instance promise not to begin it, then decide".to_owned(),
         Verdict::Look(Look::Report) => "look for a waiting report, then decide".to_owned(),
         Verdict::Look(Look::Turn) => "take a place in the rate limit, then recover it".to_owned(),
         Verdict::Terminate(reason) => format!("ask its agent to end it ({}), then decide", reason.as_str()),

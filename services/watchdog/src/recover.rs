@@ -17,7 +17,7 @@ use crate::{
     ears,
     edge::{self, Answer, Ending},
     effect,
-    facts::{Edge, Facts},
+    facts::{Edge, Facts, Promise, Waiting},
     follow,
     shared::Shared,
     state::Looks,
@@ -116,16 +116,16 @@ async fn work(shared: &Shared, id: &ExecutionId) -> Result<Option<(Judgement, Fa
             Verdict::Leave | Verdict::WaitUntil(_) | Verdict::Postpone(_) => {
                 return Ok(Some((judgement, facts)));
             }
-            Verdict::Look(look) => fetch(shared, id, &holder, look, &mut looks).await?,
             // No append on what we know stands before the end of work: the log's own word does, from its leader.
-            Verdict::Terminate(_) if !is_fresh => {
+            Verdict::Terminate(_) | Verdict::Look(Look::Promise) if !is_fresh => {
                 follow::refresh(shared, id).await.map_err(|error| error.to_string())?;
                 is_fresh = true;
             }
             Verdict::Terminate(reason) => {
                 end(shared, id, &holder, reason).await;
-                looks.waiting = crate::facts::Waiting::Unasked;
+                looks.waiting = Waiting::Unasked;
             }
+            Verdict::Look(look) => fetch(shared, id, &holder, look, &mut looks).await?,
             Verdict::Recover(_) => return recover(shared, id, &looks).await.map(|()| None),
         }
     }
@@ -155,6 +155,22 @@ async fn fetch(
         }
         Look::Turn => shared.with(|world, now| world.take_turn(id, now)),
         Look::Instance => looks.edge = look_at_instance(shared, id, holder).await,
+        Look::Promise => {
+            match ask_to_end(shared, id, holder, RecoveryReason::DispatchLost).await {
+                Ending::Confirmed => looks.promise = Promise::Ended,
+                Ending::NotRunning => looks.promise = Promise::NotRunning,
+                // It has begun it meanwhile: its newest word counts.
+                Ending::StillRunning => {
+                    shared.with(|world, now| world.note_full_answer(id, now));
+                    looks.edge = Edge::Lists;
+                }
+                Ending::Unconfirmed(why) => {
+                    tracing::info!(execution_id = %id, agent_id = %holder.agent, why, "it does not promise not to begin it");
+                    looks.promise = Promise::NoAnswer;
+                }
+            }
+            looks.waiting = Waiting::Unasked;
+        }
     }
     Ok(())
 }
@@ -182,18 +198,29 @@ async fn look_at_instance(shared: &Shared, id: &ExecutionId, holder: &Holder) ->
     })
 }
 
-async fn end(shared: &Shared, id: &ExecutionId, holder: &Holder, reason: RecoveryReason) {
+async fn ask_to_end(shared: &Shared, id: &ExecutionId, holder: &Holder, reason: RecoveryReason) -> Ending {
     tracing::info!(execution_id = %id, agent_id = %holder.agent, attempt = holder.attempt,
         reason = reason.as_str(), "asking its agent to end it");
     let ending =
         edge::terminate(shared, &holder.agent, &holder.instance, id, holder.attempt, reason.as_str()).await;
-    let (answer, outcome, error) = match ending {
-        Ending::Confirmed => (Some(TerminateState::Terminated), "confirmed", None),
-        Ending::NotRunning => (Some(TerminateState::NotRunning), "not_running", None),
-        Ending::Unconfirmed(why) => (None, "unconfirmed", Some(why)),
+    let outcome = match &ending {
+        Ending::Confirmed => "confirmed",
+        Ending::NotRunning => "not_running",
+        Ending::StillRunning | Ending::Unconfirmed(_) => "unconfirmed",
     };
     metrics::counter!("rollcall_terminations_total", "reason" => reason.as_str(), "outcome" => outcome)
         .increment(1);
+    ending
+}
+
+async fn end(shared: &Shared, id: &ExecutionId, holder: &Holder, reason: RecoveryReason) {
+    let ending = ask_to_end(shared, id, holder, reason).await;
+    let answer = match &ending {
+        Ending::Confirmed => Some(TerminateState::Terminated),
+        Ending::NotRunning => Some(TerminateState::NotRunning),
+        Ending::StillRunning | Ending::Unconfirmed(_) => None,
+    };
+    let error = ending.trouble().map(str::to_owned);
     if let Some(error) = &error {
         tracing::warn!(execution_id = %id, agent_id = %holder.agent, error, "its end is not confirmed");
     }

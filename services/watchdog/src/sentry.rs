@@ -18,9 +18,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    ears,
-    edge::{self, Ending},
-    follow,
+    ears, edge, follow,
     shared::Shared,
     sight::{STALL_VOID_MS, Void},
     zombie::{ClaimFacts, ClaimVerdict, Known, judge_claim, retry_pause_ms},
@@ -259,7 +257,7 @@ async fn lay_to_rest(shared: &Shared, agent: &AgentId, instance: &InstanceId) {
         // Before it is asked: the lists that come meanwhile don't ask again.
         note_extra(shared, agent, instance, &id, attempt, known, Some(shared.clock.now()));
         let ending = edge::terminate(shared, agent, instance, &id, attempt, "zombie").await;
-        if let Ending::Unconfirmed(why) = &ending {
+        if let Some(why) = ending.trouble() {
             tracing::warn!(execution_id = %id, agent_id = %agent, why, "the zombie's end is not confirmed");
         }
     }

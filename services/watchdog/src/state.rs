@@ -17,7 +17,7 @@ use crate::{
     claims::Claims,
     decide::{Judgement, Verdict, judge},
     due::Due,
-    facts::{Asked, Channel, Edge, Facts, Limits, Listing, Standing, Waiting},
+    facts::{Asked, Channel, Edge, Facts, Limits, Listing, Promise, Standing, Waiting},
     matrix::Row,
     sight::{Sight, Void},
 };
@@ -45,11 +45,13 @@ pub struct Looks {
     pub waiting: Waiting,
     /// See [`Facts::edge`].
     pub edge: Edge,
+    /// See [`Facts::promise`].
+    pub promise: Promise,
 }
 
 impl Default for Looks {
     fn default() -> Self {
-        Self { canary: false, waiting: Waiting::Unasked, edge: Edge::Unasked }
+        Self { canary: false, waiting: Waiting::Unasked, edge: Edge::Unasked, promise: Promise::Unasked }
     }
 }
 
@@ -263,6 +265,7 @@ impl World {
             asked: trouble.map_or(Asked::No, |t| t.asked),
             waiting: looks.waiting,
             edge: looks.edge,
+            promise: looks.promise,
             canary: looks.canary,
             turn_at: trouble.and_then(|t| t.turn_at),
         };

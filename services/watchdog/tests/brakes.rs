@@ -218,7 +218,8 @@ impl Fleet {
     fn work(&mut self, n: usize) {
         let now = ahead(self.now, self.dogs[n].ahead_ms);
         while let Some((id, attempt)) = self.dogs[n].world.take_due(now) {
-            let mut looks = Looks { canary: true, waiting: Waiting::Nothing, edge: Edge::NoAnswer };
+            let mut looks =
+                Looks { canary: true, waiting: Waiting::Nothing, edge: Edge::NoAnswer, ..Looks::default() };
             let mut last = None;
             for _ in 0..10 {
                 let world = &mut self.dogs[n].world;

@@ -237,11 +237,7 @@ impl Stage {
         let reply = match request {
             Request::Executions => Reply::Holds(self.instances.borrow()[at].claims(now)),
             Request::Dispatch(id, attempt, timeout) => self.take(at, id, *attempt, *timeout),
-            Request::Terminate(id, attempt) => {
-                let key = (instance.clone(), id.clone(), *attempt);
-                self.truth.borrow_mut().asked_to_end.entry(key).or_insert(now);
-                return (Answer::Said(self.end(at, id, *attempt)), 50);
-            }
+            Request::Terminate(id, attempt) => return (Answer::Said(self.end(at, id, *attempt)), 50),
             Request::Goodbye => {
                 self.shut_down(at);
                 Reply::Ok

@@ -192,12 +192,8 @@ fn buried_alive(stage: &Stage, entry: &Entry, lost: &Recovered, id: &ExecutionId
     let truth = stage.truth.borrow();
     let key = (lost.instance_id.clone(), id.clone(), lost.attempt);
     let dead = |at: Option<&u64>| at.is_some_and(|at| *at <= entry.decided_at);
-    // Never begun there is dead as well, and that must stay so once it was asked to end: a dispatch that its termination
-    // overtook starts nothing. Without that the lists alone were the word (`dispatch_lost`), and they promise nothing: a
-    // dispatch that was on its way may begin it later, under an attempt that no longer counts (a zombie).
-    let promised = truth.asked_to_end.get(&key).is_some_and(|at| *at <= entry.decided_at);
-    let first = truth.listed.get(&key).and_then(|times| times.first());
-    let begun = first.is_some_and(|first| promised || *first <= entry.decided_at);
+    // Never begun there is dead as well.
+    let begun = truth.listed.contains_key(&key);
     if dead(truth.over.get(&key)) || dead(truth.dropped.get(&key)) || !begun {
         return Ok(());
     }

@@ -104,8 +104,6 @@ pub(crate) struct Truth {
     pub dropped: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
     /// When the work itself ended there, reported or not.
     pub over: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
-    /// When the instance was first asked to end it, and said something.
-    pub asked_to_end: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
     /// Since when it stands still there.
     pub stuck: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
     /// Everything that agents reported, whether it arrived or not.

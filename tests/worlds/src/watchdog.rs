@@ -17,7 +17,7 @@ use watchdog::{
     breaker::BreakerLimits,
     decide::{Judgement, Look, Verdict},
     effect,
-    facts::{Edge, Facts, Limits, Waiting},
+    facts::{Edge, Facts, Limits, Promise, Waiting},
     sight::Void,
     state::{Config, Looks, World},
     zombie::{ClaimFacts, ClaimVerdict, Known, judge_claim, retry_pause_ms},
@@ -291,9 +291,23 @@ impl Watchdog {
                 Verdict::Look(Look::Instance) => {
                     looks.edge = self.look(id, held.number, &held.agent_id, &held.instance_id).await;
                 }
-                Verdict::Terminate(_) if !is_fresh => {
+                Verdict::Terminate(_) | Verdict::Look(Look::Promise) if !is_fresh => {
                     self.refresh(id).await?;
                     is_fresh = true;
+                }
+                Verdict::Look(Look::Promise) => {
+                    let asked = Request::Terminate(id.clone(), held.number);
+                    let (agent, instance) = (&held.agent_id, &held.instance_id);
+                    match self.stage.ask(self.me, agent, instance, asked, TERMINATE_TIMEOUT_MS).await {
+                        Answer::Said(Reply::Terminated) => looks.promise = Promise::Ended,
+                        Answer::Said(Reply::NotRunning) => looks.promise = Promise::NotRunning,
+                        Answer::Said(Reply::StillRunning) => {
+                            self.with(|world, now| world.note_full_answer(id, now));
+                            looks.edge = Edge::Lists;
+                        }
+                        _ => looks.promise = Promise::NoAnswer,
+                    }
+                    looks.waiting = Waiting::Unasked;
                 }
                 Verdict::Terminate(_) => {
                     self.end(id, held.number, &held.agent_id, &held.instance_id).await;

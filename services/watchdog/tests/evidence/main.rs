@@ -8,6 +8,7 @@
 mod away;
 mod heard;
 mod net;
+mod promise;
 mod properties;
 mod report;
 mod sim;

@@ -17,7 +17,7 @@ use watchdog::{
     breaker::BreakerLimits,
     decide::{Look, Verdict},
     effect,
-    facts::{Edge, Limits, Waiting},
+    facts::{Edge, Limits, Promise, Waiting},
     sight::Void,
     state::{Config, Looks, World},
 };
@@ -72,6 +72,10 @@ pub struct Sim {
     pub truth: Truth,
     /// What becomes of a request to end it.
     pub ending: Option<TerminateState>,
+    /// What it says of the end of work that it never took.
+    pub promise: Option<TerminateState>,
+    /// How often it was asked for that.
+    pub promises: usize,
     pub waiting: Waiting,
     /// Our own message comes back through the bus.
     pub canary: bool,
@@ -125,6 +129,8 @@ impl Sim {
             beat_seq: 0,
             truth: Truth::Lists,
             ending: Some(TerminateState::Terminated),
+            promise: Some(TerminateState::NotRunning),
+            promises: 0,
             waiting: Waiting::Nothing,
             canary: true,
             recovered: Vec::new(),
@@ -346,6 +352,20 @@ impl Sim {
                             Truth::Away => Edge::NoResponders,
                             Truth::Mute => Edge::NoAnswer,
                         };
+                    }
+                    Verdict::Look(Look::Promise) => {
+                        self.promises += 1;
+                        looks.promise = match self.promise {
+                            Some(TerminateState::Terminated) => Promise::Ended,
+                            Some(TerminateState::NotRunning) => Promise::NotRunning,
+                            Some(TerminateState::StillRunning) => {
+                                self.world.note_full_answer(&id, self.now);
+                                looks.edge = Edge::Lists;
+                                Promise::Unasked
+                            }
+                            None => Promise::NoAnswer,
+                        };
+                        looks.waiting = Waiting::Unasked;
                     }
                     Verdict::Terminate(_) => {
                         self.terminations += 1;

@@ -68,6 +68,23 @@ async fn work_that_was_never_taken_is_dispatch_lost_beyond_the_grace() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_takes_requests_promises_not_to_begin_what_it_never_took() {
+    let fleet = Fleet::start().await;
+    let agent = FakeAgent::start(&fleet, "a", "i-1").await;
+    fleet.register("a", "i-1").await;
+    let dog = fleet.watchdog().await;
+    fleet.dispatch("x", "a", "i-1", LONG).await;
+    let recovered = fleet.recovery("x").await;
+    assert_eq!(recovered.reason, RecoveryReason::DispatchLost);
+    assert_eq!(recovered.terminate, TerminateOutcome::NotRunning);
+    assert_eq!(recovered.evidence["terminate"], "not running");
+    let asked = agent.terminations();
+    assert_eq!(asked.len(), 1);
+    assert_eq!((asked[0]["reason"].as_str(), asked[0]["attempt"].as_u64()), (Some("dispatch_lost"), Some(1)));
+    dog.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_work_is_terminated_confirmed_and_recovered_in_time() {
     let mut fleet = Fleet::start().await;
     // No cycle comes by that could notice it.
