@@ -8,6 +8,7 @@
 
 use rollcall_core::{
     Timestamp,
+    agent::Parting,
     event::{RecoveryReason, TerminateOutcome},
     execution::State,
 };
@@ -120,7 +121,8 @@ impl Alarm {
 #[must_use]
 pub fn judge(facts: &Facts, limits: &Limits, now: Timestamp) -> Judgement {
     if facts.state.is_terminal() {
-        return say(Row::Ended, Verdict::Leave);
+        let row = if facts.state == State::Expired { Row::QueueExpired } else { Row::Ended };
+        return say(row, Verdict::Leave);
     }
     if !facts.state.holds_slot() {
         return say(Row::Queued, Verdict::Leave);
@@ -128,14 +130,20 @@ pub fn judge(facts: &Facts, limits: &Limits, now: Timestamp) -> Judgement {
     let case = Case { facts, limits, now };
     let mut alarm = Alarm { next: Timestamp::from_millis(i64::MAX), row: None };
     let ripe = match facts.standing {
-        Standing::Gone { since } => case.gone(since, &mut alarm),
+        Standing::Gone { since, by } => case.gone(since, by, &mut alarm),
         Standing::Superseded { since } => case.superseded(since, &mut alarm),
         Standing::Silent { since } => case.silent(since, &mut alarm),
         Standing::Alive => None,
     };
-    ripe.or_else(|| case.absent(&mut alarm))
+    let judged = ripe
+        .or_else(|| case.absent(&mut alarm))
         .or_else(|| case.out_of_time(&mut alarm))
-        .unwrap_or_else(|| case.healthy(&alarm))
+        .unwrap_or_else(|| case.healthy(&alarm));
+    match judged.verdict {
+        // Whatever it is lost by, it ends as somebody wanted it to.
+        Verdict::Recover(_) if facts.state == State::Cancelling => say(Row::CancelledLost, judged.verdict),
+        _ => judged,
+    }
 }
 
 struct Case<'a> {
@@ -190,8 +198,8 @@ impl Case<'_> {
         }
     }
 
-    /// The instance said goodbye, or was silent for so long that it was forgotten.
-    fn gone(&self, since: Timestamp, alarm: &mut Alarm) -> Option<Judgement> {
+    /// The instance said goodbye, or was forgotten without one.
+    fn gone(&self, since: Timestamp, by: Parting, alarm: &mut Alarm) -> Option<Judgement> {
         // Forgotten by the prober and still heard by us, with this execution on its list: it works on it.
         if self.facts.is_vouched(self.limits, self.now) {
             self.wake_when_silent(alarm, Row::GoneVouched);
@@ -207,11 +215,15 @@ impl Case<'_> {
             true_at: gone_at,
             fell_due_at: gone_at,
         };
-        // Nobody said goodbye: an operator took it away, or a probe failed for long. Its registry may tell more.
-        if self.facts.channel.driven && !self.facts.channel.said_gone {
-            return self.once_away(&ground, (Row::GoneVouched, Row::AgentGone), alarm);
+        match by {
+            Parting::Goodbye => Some(self.conclude(&ground, TerminateOutcome::NotAttempted)),
+            // It may live: somebody believes that it does not, or its probe failed for long.
+            Parting::Dismissed => self.once_away(&ground, (Row::GoneVouched, Row::GoneUnsure), alarm),
+            // That was silence, and goes the way of silence.
+            Parting::Forgotten => self
+                .once_away(&ground, (Row::GoneVouched, Row::GoneUnsure), alarm)
+                .map(|concluded| self.in_turn(concluded)),
         }
-        Some(self.conclude(&ground, TerminateOutcome::NotAttempted))
     }
 
     /// Dispatched a moment ago and not started: the dispatcher is still finding out.
@@ -262,6 +274,11 @@ impl Case<'_> {
     ) -> Option<Judgement> {
         let facts = self.facts;
         let stale_at = self.stale_at(ground.fell_due_at);
+        // An operator's word counts as far as the instance itself does not speak against it: by an answer, or by a
+        // heartbeat that is not overdue. A registry that fails once says little.
+        let is_dismissed =
+            matches!(facts.standing, Standing::Gone { by: Parting::Dismissed, .. }) && !facts.channel.driven;
+        let is_away = self.is_away() || (is_dismissed && self.is_quiet());
         match facts.edge {
             Edge::Unasked => Some(say(ground.row, Verdict::Look(Look::Instance))),
             Edge::Lists => {
@@ -283,12 +300,12 @@ impl Case<'_> {
                 alarm.at(self.next_word(), Row::Blind);
                 None
             }
-            Edge::NoResponders | Edge::NoAnswer if self.is_away() && !facts.canary => {
+            Edge::NoResponders | Edge::NoAnswer if is_away && !facts.canary => {
                 Some(say(ground.row, Verdict::Look(Look::Canary)))
             }
             // Silence alone condemns nobody while the breaker is open.
             Edge::NoResponders | Edge::NoAnswer
-                if self.is_away() && facts.suspended && !self.is_proven_away() =>
+                if is_away && facts.suspended && !self.is_proven_away() && !is_dismissed =>
             {
                 if self.now < stale_at {
                     alarm.at(self.next_word().min(stale_at), Row::Suspended);
@@ -297,7 +314,7 @@ impl Case<'_> {
                 let stale = Ground { row: Row::Stale, reason: RecoveryReason::Stale, ..*ground };
                 Some(self.conclude(&stale, TerminateOutcome::NotAttempted))
             }
-            Edge::NoResponders | Edge::NoAnswer if self.is_away() => {
+            Edge::NoResponders | Edge::NoAnswer if is_away => {
                 Some(self.conclude(ground, TerminateOutcome::NotAttempted))
             }
             Edge::NoResponders | Edge::NoAnswer => {
@@ -324,9 +341,13 @@ impl Case<'_> {
         let facts = self.facts;
         // "No responders" of a process that used to answer, and whose heartbeat is overdue as well: a connection that
         // is just being made again must not look like a death.
-        let overdue = self.quiet_at().is_some_and(|at| at <= self.now);
-        let refused = facts.edge == Edge::NoResponders && facts.channel.answered && overdue;
+        let refused = facts.edge == Edge::NoResponders && facts.channel.answered && self.is_quiet();
         refused || (facts.sight_since.is_some() && self.is_unlisted())
+    }
+
+    /// A heartbeat is overdue, as far as we could hear it.
+    fn is_quiet(&self) -> bool {
+        self.quiet_at().is_some_and(|at| at <= self.now)
     }
 
     /// When the instance has been quiet for one and a half intervals, as far as we could hear it: a heartbeat is overdue.
@@ -431,7 +452,7 @@ impl Case<'_> {
             return concluded;
         }
         match self.facts.turn_at {
-            None => say(Row::AgentLost, Verdict::Look(Look::Turn)),
+            None => say(concluded.row, Verdict::Look(Look::Turn)),
             Some(at) if self.now < at => say(Row::RateLimited, Verdict::WaitUntil(at)),
             Some(_) => concluded,
         }

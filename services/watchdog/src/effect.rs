@@ -45,7 +45,7 @@ pub fn evidence(facts: &Facts, limits: &Limits, entry: Option<&AgentEntry>, now:
         Standing::Alive => json!({"state": "alive"}),
         Standing::Silent { since } => json!({"state": "silent", "since": since}),
         Standing::Superseded { since } => json!({"state": "superseded", "since": since}),
-        Standing::Gone { since } => json!({"state": "gone", "since": since}),
+        Standing::Gone { since, by } => json!({"state": "gone", "since": since, "by": by.as_str()}),
     };
     json!({
         "dispatched_at": facts.dispatched_at,

@@ -1,7 +1,7 @@
 //! What is known about one execution at the moment it is judged: plain values, gathered by
 //! [`crate::state::World::facts`] and completed by the looks that the judgement asks for.
 
-use rollcall_core::{Timestamp, execution::State, wire::Outcome};
+use rollcall_core::{Timestamp, agent::Parting, execution::State, wire::Outcome};
 
 /// Unlisted in so many lists in a row is proof (PROTOCOL.md: "twice in a row").
 pub const UNLISTED_TIMES: u32 = 2;
@@ -42,6 +42,8 @@ pub enum Standing {
     Gone {
         /// When.
         since: Timestamp,
+        /// On whose word.
+        by: Parting,
     },
 }
 
@@ -52,7 +54,7 @@ pub struct Channel {
     pub last_at: Option<Timestamp>,
     /// Its interval, in milliseconds.
     pub interval_ms: u64,
-    /// Its last heartbeat said `gone`: what it listed no longer vouches for anything.
+    /// It said `gone`, by its heartbeat or the log: what it listed no longer vouches for anything.
     pub said_gone: bool,
     /// It answered a request before, so that "no responders" means something.
     pub answered: bool,

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use rollcall_core::{Timestamp, execution::State, wire::Outcome};
+use rollcall_core::{Timestamp, agent::Parting, execution::State, wire::Outcome};
 
 use crate::{
     decide::{Judgement, Look, Verdict, judge},
@@ -46,6 +46,8 @@ rows! {
         "a terminal event in the log";
     Queued = "queued", "it waits in a queue (its expiry is the dispatcher's)",
         "the log says queued: no slot, no agent";
+    QueueExpired = "queue_expired", "its time in the queue was up",
+        "the dispatcher's expired event in the log: nobody held it, nothing ran";
     InGrace = "in_grace", "dispatched a moment ago, not on its agent's list yet",
         "inside the dispatch grace absence is no evidence; the deadline still applies";
     Healthy = "healthy", "listed and in time",
@@ -83,11 +85,15 @@ rows! {
     AgentRestarted = "agent_restarted", "its agent runs as a new instance and the old one is away",
         "no responders where it used to answer and a heartbeat overdue, or silent to the threshold (which counts for nothing while the breaker is open), or two lists without it; a canary came back, no report waits";
     GoneVouched = "gone_vouched", "its agent was forgotten and we still hear it",
-        "its heartbeats reach us and list the execution, or its registry, asked over HTTP, does: alive until they fall silent";
+        "its heartbeats reach us and list the execution, or it, or its registry over HTTP, says so when asked: alive until they fall silent";
+    GoneUnsure = "gone_unsure", "its agent was forgotten and is not confirmed away",
+        "nobody said goodbye, and it does not answer but was heard a moment ago (or could have been), or it answered once without the execution";
     AgentGone = "agent_gone", "its agent said goodbye or was forgotten",
-        "a gone event of its instance in the log, no report waits; driven over HTTP and gone without a word, its registry answered twice without it or is silent to the threshold";
+        "its own goodbye in the log or in a heartbeat, no report waits; forgotten without one, it is asked: two answers or lists without it, or no answer and silent to the threshold (which counts for nothing while the breaker is open, and goes through the rate limit), or dismissed by an operator, no answer, and quiet for one and a half intervals; a canary came back";
     Cancelling = "cancelling", "somebody asked for its end, not confirmed yet",
         "the dispatcher terminates it again and again; every loss ends it as cancelled; the safety net is the watchdog's";
+    CancelledLost = "cancelled_lost", "somebody asked for its end, and it was lost before that was confirmed",
+        "any ground above, for work that is to be cancelled: it ends cancelled, whatever on_loss says";
     Withheld = "withheld", "there is a ground, and a final report waits on the bus or has yet to get there",
         "the last message on its report subject is a completed, failed or returned of this attempt that the dispatcher has yet to apply; or its agent, asked to end it, says that it is not running and lists it all the same";
     Blind = "blind", "we can't trust our own eyes",
@@ -193,12 +199,15 @@ pub fn sample(row: Row) -> (Facts, Timestamp) {
         }
         Row::Orphaned | Row::DispatchLost | Row::UnlistedAnswers | Row::Withheld => unlisted_sample(2),
         Row::UnlistedOnce => unlisted_sample(1),
-        Row::AgentRestarted | Row::SupersededUnsure | Row::SupersededVouched => superseded_sample(),
+        Row::AgentRestarted | Row::SupersededUnsure | Row::SupersededVouched | Row::GoneUnsure => {
+            superseded_sample()
+        }
         _ => healthy_sample(),
     };
     match row {
         Row::Ended => facts.state = State::Completed,
         Row::Queued => facts.state = State::Queued,
+        Row::QueueExpired => facts.state = State::Expired,
         Row::InGrace => {
             now = at(30_000);
             facts.channel.last_at = Some(at(29_000));
@@ -229,11 +238,18 @@ pub fn sample(row: Row) -> (Facts, Timestamp) {
         Row::RateLimited => facts.turn_at = Some(at(10 * MINUTE + 300)),
         Row::SupersededVouched => facts.edge = Edge::Lists,
         Row::SupersededUnsure => facts.edge = Edge::NoAnswer,
-        Row::GoneVouched => facts.standing = Standing::Gone { since: at(9 * MINUTE) },
-        Row::AgentGone => {
-            facts.standing = Standing::Gone { since: at(10 * MINUTE - 1_000) };
+        Row::GoneVouched => facts.standing = Standing::Gone { since: at(9 * MINUTE), by: Parting::Forgotten },
+        Row::GoneUnsure => {
+            facts.standing = Standing::Gone { since: at(9 * MINUTE), by: Parting::Forgotten };
+            facts.edge = Edge::NoAnswer;
+        }
+        Row::AgentGone | Row::CancelledLost => {
+            facts.standing = Standing::Gone { since: at(10 * MINUTE - 1_000), by: Parting::Goodbye };
             facts.channel.said_gone = true;
             facts.waiting = Waiting::Nothing;
+            if row == Row::CancelledLost {
+                (facts.state, facts.cancelled_at) = (State::Cancelling, Some(at(9 * MINUTE)));
+            }
         }
         Row::Cancelling => {
             (facts.state, facts.cancelled_at) = (State::Cancelling, Some(at(9 * MINUTE)));
@@ -267,6 +283,9 @@ pub fn verdict_in_words(judgement: &Judgement, now: Timestamp) -> String {
         Verdict::Look(Look::Report) => "look for a waiting report, then decide".to_owned(),
         Verdict::Look(Look::Turn) => "take a place in the rate limit, then recover it".to_owned(),
         Verdict::Terminate(reason) => format!("ask its agent to end it ({}), then decide", reason.as_str()),
+        Verdict::Recover(finding) if judgement.row == Row::CancelledLost => {
+            format!("end it as cancelled, confirmed by {}", finding.reason.as_str())
+        }
         Verdict::Recover(finding) => {
             let terminate = serde_json::to_value(finding.terminate).unwrap_or_default();
             format!(

@@ -130,7 +130,7 @@ impl CycleReport {
             let Some((judgement, _)) = world.standing_judgement(id, now) else { continue };
             let trouble = world.troubles.get(*id);
             // Work under way knows more than a judgement without looks.
-            let holds = !matches!(judgement.row, Row::Queued | Row::Ended);
+            let holds = !matches!(judgement.row, Row::Queued | Row::Ended | Row::QueueExpired);
             let row = trouble.filter(|t| t.in_flight && holds).map_or(judgement.row, |t| t.row);
             *rows.entry(row.key()).or_default() += 1;
             categories.count(row);
@@ -194,7 +194,7 @@ impl Categories {
     const fn count(&mut self, row: Row) {
         let category = match row {
             // Those that wait are counted together.
-            Row::Ended | Row::Queued => return,
+            Row::Ended | Row::QueueExpired | Row::Queued => return,
             Row::Healthy | Row::Unheard => &mut self.healthy,
             Row::InGrace => &mut self.in_grace,
             Row::UnlistedOnce | Row::Orphaned | Row::DispatchLost => &mut self.orphaned,
@@ -207,11 +207,12 @@ impl Categories {
             | Row::Suspended
             | Row::RateLimited
             | Row::Blind
-            | Row::SupersededUnsure => &mut self.deferred,
+            | Row::SupersededUnsure
+            | Row::GoneUnsure => &mut self.deferred,
             Row::SilentAnswers | Row::SupersededVouched | Row::GoneVouched | Row::UnlistedAnswers => {
                 &mut self.vouched
             }
-            Row::Cancelling => &mut self.cancelling,
+            Row::Cancelling | Row::CancelledLost => &mut self.cancelling,
         };
         *category += 1;
     }

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Timestamp,
-    agent::{Agent, Status},
+    agent::{Agent, Parting, Status},
     execution::Execution,
     gaps::{Gaps, Steps},
     wire::{INTERVAL_MS, TerminateState},
@@ -278,9 +278,10 @@ impl World {
             facts.standing = standing(&entry.agent, &held.instance_id, claims);
             facts.channel.interval_ms = self.interval_of(entry, &held.instance_id, claims);
             facts.channel.driven = entry.agent.control().is_some();
+            facts.channel.said_gone = matches!(facts.standing, Standing::Gone { by: Parting::Goodbye, .. })
+                || claims.is_some_and(|claims| claims.said_gone);
             if let Some(claims) = claims {
                 facts.channel.last_at = claims.last_at;
-                facts.channel.said_gone = claims.said_gone;
                 facts.channel.answered = claims.answered;
                 facts.listing = claims.listing(id, held.number);
                 facts.vouched_at = facts.vouched_at.max(claims.vouched_at(id, held.number));
@@ -654,9 +655,16 @@ const fn is_plain(row: Row) -> bool {
 /// Where the holding instance stands, by the log.
 fn standing(agent: &Agent, instance: &InstanceId, claims: Option<&Claims>) -> Standing {
     let is_current = agent.instance_id.as_ref().is_none_or(|current| current == instance);
+    let said_gone = claims.is_some_and(|claims| claims.said_gone);
     if is_current {
         return match agent.status {
-            Some(Status::Gone) => Standing::Gone { since: agent.since },
+            Some(Status::Gone) => {
+                let by = match said_gone {
+                    true => Parting::Goodbye,
+                    false => agent.parting.unwrap_or(Parting::Forgotten),
+                };
+                Standing::Gone { since: agent.since, by }
+            }
             Some(status) if status.is_silent() => {
                 Standing::Silent { since: agent.silent_since.unwrap_or(agent.since) }
             }
@@ -668,8 +676,8 @@ fn standing(agent: &Agent, instance: &InstanceId, claims: Option<&Claims>) -> St
         return Standing::Alive;
     }
     let since = agent.registered_at.unwrap_or(agent.since);
-    match claims {
-        Some(claims) if claims.said_gone => Standing::Gone { since },
-        _ => Standing::Superseded { since },
+    match said_gone {
+        true => Standing::Gone { since, by: Parting::Goodbye },
+        false => Standing::Superseded { since },
     }
 }

@@ -3,12 +3,21 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rollcall_core::wire::{ApiError as Refusal, ErrorCode, ExecutionRequest, read_object};
+use rollcall_core::{
+    ExecutionId, Timestamp,
+    execution::State,
+    wire::{ApiError as Refusal, ErrorCode, ExecutionRequest, read_object},
+};
 use rollcall_nats::{ApiError, ApiHandle, ApiOptions, ApiRequest, ApiServer, SubscribeError};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{cycle, effect, follow, matrix::verdict_in_words, shared::Shared, state::World};
+use crate::{
+    cycle, effect, follow,
+    matrix::{Row, verdict_in_words},
+    shared::Shared,
+    state::World,
+};
 
 /// Serves the verbs.
 ///
@@ -135,14 +144,16 @@ async fn explain(shared: &Shared, request: &ApiRequest) -> Result<Value, Refusal
     let execution =
         history.ok_or_else(|| Refusal::new(ErrorCode::NotFound, format!("no valid execution {id}")))?;
     let held = execution.attempts.last();
+    let row = if execution.state == State::Expired { Row::QueueExpired } else { Row::Ended };
     Ok(json!({
         "execution_id": id,
         "state": execution.state,
         "attempt": execution.attempt,
         "agent_id": held.map(|a| &a.agent_id),
         "instance_id": held.map(|a| &a.instance_id),
-        "row": "ended",
-        "situation": "it has ended",
+        "row": row.key(),
+        "situation": row.situation(),
+        "rule": row.evidence(),
         "decision": format!("leave it: {} since {}", execution.state.as_str(), execution.state_since),
         "evidence": {
             "ended_at": execution.state_since,
@@ -150,21 +161,33 @@ async fn explain(shared: &Shared, request: &ApiRequest) -> Result<Value, Refusal
             "error": execution.error,
             "recovered": held.and_then(|a| a.recovered),
             "late": execution.late,
+            "claimed_by": shared.with(|world, _| zombies(world, &id)),
         },
     }))
 }
 
-fn explain_open(
-    world: &World,
-    id: &rollcall_core::ExecutionId,
-    now: rollcall_core::Timestamp,
-) -> Option<Value> {
+/// Who lists an attempt of it that it does not hold by the log, and how often it was asked to end that.
+fn zombies(world: &World, id: &ExecutionId) -> Vec<Value> {
+    let claims = world.agents.iter().flat_map(|(agent, entry)| entry.claims.iter().map(move |c| (agent, c)));
+    claims
+        .flat_map(|(agent, claims)| claims.extras().iter().map(move |extra| (agent, &claims.instance, extra)))
+        .filter(|(_, _, extra)| extra.id == *id)
+        .map(|(agent, instance, extra)| {
+            // The registry of an agent over HTTP names no attempts.
+            let attempt = Some(extra.attempt).filter(|attempt| *attempt > 0);
+            json!({"agent_id": agent, "instance_id": instance, "attempt": attempt,
+                "lists_in_a_row": extra.times, "asked_to_end": extra.asked})
+        })
+        .collect()
+}
+
+fn explain_open(world: &World, id: &ExecutionId, now: Timestamp) -> Option<Value> {
     let execution = world.executions.get(id)?;
     let (judgement, facts) = world.standing_judgement(id, now)?;
     let held = execution.holder();
     let entry = held.and_then(|h| world.agents.get(&h.agent_id));
     let trouble = world.troubles.get(id);
-    let evidence = match held {
+    let mut evidence = match held {
         Some(_) => effect::evidence(&facts, &world.config.limits, entry, now),
         None => json!({
             "waiting_since": execution.waiting_since,
@@ -172,6 +195,10 @@ fn explain_open(
             "reason": execution.reason,
         }),
     };
+    let zombies = zombies(world, id);
+    if !zombies.is_empty() {
+        evidence["claimed_by"] = zombies.into();
+    }
     let progress = held.and_then(|h| entry?.claims_of(h.instance_id.as_str())?.progress(id, h.number));
     Some(json!({
         "execution_id": id,

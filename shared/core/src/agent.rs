@@ -62,6 +62,39 @@ impl Status {
     }
 }
 
+/// On whose word an instance is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Parting {
+    /// Its own: it handed back or finished all that it had.
+    Goodbye,
+    /// An operator's: by `forget`, or its row was taken out of the agents file. It may live.
+    Dismissed,
+    /// Nobody's: it was bad for too long. It may live.
+    Forgotten,
+}
+
+impl Parting {
+    /// By the `by` of its event.
+    #[must_use]
+    pub fn of(by: Option<&str>) -> Self {
+        match by {
+            Some("instance") => Self::Goodbye,
+            Some("operator") => Self::Dismissed,
+            _ => Self::Forgotten,
+        }
+    }
+
+    /// The name in evidence.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Goodbye => "goodbye",
+            Self::Dismissed => "dismissed",
+            Self::Forgotten => "forgotten",
+        }
+    }
+}
+
 /// A wish to drain, apart from health.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drain {
@@ -94,6 +127,8 @@ pub struct Agent {
     pub reason: String,
     /// The status before.
     pub previous: Option<Status>,
+    /// While it is gone: on whose word.
+    pub parting: Option<Parting>,
     /// When it was last disconnected, or in error at once, while it still is.
     pub silent_since: Option<Timestamp>,
     /// With `error`.
@@ -126,6 +161,7 @@ impl Agent {
             since: Timestamp::default(),
             reason: String::new(),
             previous: None,
+            parting: None,
             silent_since: None,
             error_code: None,
             error_message: None,
@@ -253,6 +289,7 @@ impl Agent {
         {
             self.past.insert(instance);
         }
+        self.parting = (status == Status::Gone).then(|| Parting::of(change.by.as_deref()));
         self.previous = change.previous;
         self.status = Some(status);
         self.since = change.since;

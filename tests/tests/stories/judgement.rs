@@ -153,6 +153,35 @@ async fn an_operator_drains_undrains_says_goodbye_and_forgets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_forgotten_and_lives_keeps_its_work_until_it_is_away() {
+    let mut fleet = Fleet::start().await;
+    let agent = ScriptedAgent::start(&fleet.bus, "a", 1).await;
+    fleet.status("a", "connected", SOON).await;
+    let work = id(&fleet.submit(json!({"agent_id": "a"})).await);
+    fleet.state(&work, "running", SOON).await;
+    fleet.api("forget", json!({"agent_id": "a", "reason": "mistaken"})).await.unwrap();
+    // The next watchdog has never heard of it, and finds it gone in the log.
+    fleet.service("watchdog").kill();
+    fleet.service("watchdog").start_again();
+    fleet.ready().await;
+    let explained = async |row: &str| {
+        let said = fleet.api("explain", json!({"execution_id": work})).await.map_err(|e| format!("{e:?}"))?;
+        if said["row"] == row { Ok(said) } else { Err(said.to_string()) }
+    };
+    until("it to be heard", SOON, || explained("gone_vouched")).await;
+    lasts("it is left its work", Duration::from_secs(4), || async {
+        let found = fleet.events_of("execution.recovered").await;
+        if found.is_empty() { Ok(()) } else { Err(found) }
+    })
+    .await;
+    agent.vanish().await;
+    let lost = recovered(&fleet, &work).await;
+    assert_eq!(lost["reason"], "agent_gone");
+    assert_eq!(lost["evidence"]["instance"]["by"], "dismissed", "{lost}");
+    fleet.audit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_was_told_that_an_agent_drains_sees_it_get_no_work() {
     let fleet = Fleet::start().await;
     let agent = ScriptedAgent::start(&fleet.bus, "a", 2).await;

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod away;
+mod gone;
 mod heard;
 mod net;
 mod promise;
@@ -280,7 +281,7 @@ fn a_dispatch_that_found_nobody_is_left_to_the_dispatcher_for_a_moment() {
     let mut sim = Sim::new(HOUR, None);
     // Taken back and dispatched again, not started.
     sim.world.executions.get_mut(&execution()).unwrap().attempts[0].started_at = None;
-    sim.status("i-1", Status::Gone);
+    sim.gone(Some("instance"));
     sim.advance(2_900);
     assert!(sim.is_untouched());
     sim.advance(200);

@@ -41,13 +41,15 @@ enum Kind {
     Well,
     /// A heartbeat is sent again.
     Replay,
+    /// Somebody takes it for gone, and it beats on.
+    TakenForGone(Option<&'static str>),
 }
 
 impl Kind {
     const fn lasts_ms(&self) -> u64 {
         match self {
             Self::Beat(ms) | Self::Blind(_, ms, _) | Self::Restart(ms) => *ms,
-            Self::Well | Self::Replay => 0,
+            Self::Well | Self::Replay | Self::TakenForGone(_) => 0,
         }
     }
 
@@ -67,6 +69,7 @@ impl Kind {
             }
             Self::Restart(ms) => sim.restart(*ms),
             Self::Well => sim.status("i-1", Status::Connected),
+            Self::TakenForGone(by) => sim.gone(*by),
             Self::Replay => {
                 if let Some(before) = sim.beat_seq.checked_sub(1) {
                     sim.beat_seq = before;
@@ -89,6 +92,12 @@ fn good_or_void() -> impl Strategy<Value = Kind> {
     ]
 }
 
+/// The same, of an agent that somebody may take for gone.
+fn good_void_or_gone() -> impl Strategy<Value = Kind> {
+    let by = prop_oneof![Just(None), Just(Some("operator"))];
+    prop_oneof![9 => good_or_void(), 1 => by.prop_map(Kind::TakenForGone)]
+}
+
 /// Evidence that is bad from some moment on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Bad {
@@ -97,20 +106,24 @@ enum Bad {
     Dead,
     Mute,
     Restarted,
-    Gone,
+    Goodbye,
+    Dismissed,
+    Forgotten,
     Late,
     Stalled,
     Cancelled,
     Withheld,
 }
 
-const BAD: [Bad; 10] = [
+const BAD: [Bad; 12] = [
     Bad::Dropped,
     Bad::NeverTaken,
     Bad::Dead,
     Bad::Mute,
     Bad::Restarted,
-    Bad::Gone,
+    Bad::Goodbye,
+    Bad::Dismissed,
+    Bad::Forgotten,
     Bad::Late,
     Bad::Stalled,
     Bad::Cancelled,
@@ -131,10 +144,8 @@ impl Bad {
                 }
             }
             // Silence, or two answers without it beyond the grace.
-            Self::Restarted => LIMITS.dispatch_grace_ms + 2 * INTERVAL_MS,
-            // Heard a moment ago it vouches until it is silent.
-            Self::Gone => SILENT_MS,
-            Self::Late | Self::Cancelled => 0,
+            Self::Restarted | Self::Dismissed | Self::Forgotten => LIMITS.dispatch_grace_ms + 2 * INTERVAL_MS,
+            Self::Late | Self::Goodbye | Self::Cancelled => 0,
             // And the next list.
             Self::Stalled => STALL_TIMEOUT_MS + 2 * INTERVAL_MS,
         }
@@ -165,8 +176,13 @@ impl Bad {
                 sim.supersede();
                 None
             }
-            Self::Gone => {
-                sim.status("i-1", Status::Gone);
+            Self::Goodbye => {
+                sim.gone(Some("instance"));
+                None
+            }
+            Self::Dismissed | Self::Forgotten => {
+                sim.truth = not_listing;
+                sim.gone(Some("operator").filter(|_| self == Self::Dismissed));
                 None
             }
             Self::Late | Self::Stalled => {
@@ -197,7 +213,7 @@ impl Bad {
             Self::NeverTaken => &[R::DispatchLost],
             Self::Dead | Self::Mute => &[R::AgentLost, R::Stale],
             Self::Restarted => &[R::AgentRestarted],
-            Self::Gone => &[R::AgentGone],
+            Self::Goodbye | Self::Dismissed | Self::Forgotten => &[R::AgentGone],
             Self::Late if is_confirmed => &[R::TimedOut],
             Self::Stalled if is_confirmed => &[R::Stalled],
             Self::Late | Self::Stalled | Self::Cancelled | Self::Withheld => &[R::Stale],
@@ -229,7 +245,7 @@ proptest! {
 
     #[test]
     fn good_and_void_evidence_never_yields_a_verdict(
-        kinds in prop::collection::vec(good_or_void(), 1..120),
+        kinds in prop::collection::vec(good_void_or_gone(), 1..120),
         truth in prop_oneof![Just(Truth::Lists), Just(Truth::Away), Just(Truth::Mute)],
         begun in begun(),
     ) {

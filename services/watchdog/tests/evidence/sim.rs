@@ -244,6 +244,15 @@ impl Sim {
     }
 
     pub fn status_of(&mut self, id: &str, name: Option<&str>, status: Status) {
+        self.status_by(id, name, status, None);
+    }
+
+    /// Its instance is gone, on somebody's word.
+    pub fn gone(&mut self, by: Option<&str>) {
+        self.status_by("a", Some("i-1"), Status::Gone, by);
+    }
+
+    fn status_by(&mut self, id: &str, name: Option<&str>, status: Status, by: Option<&str>) {
         let change = StatusChanged {
             agent_id: AgentId::new(id).unwrap(),
             instance_id: name.map(instance),
@@ -251,7 +260,7 @@ impl Sim {
             reason: "test".to_owned(),
             since: self.now,
             evidence: json!(null),
-            by: None,
+            by: by.map(str::to_owned),
             code: None,
             message: None,
             deadline: None,

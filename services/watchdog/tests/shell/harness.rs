@@ -208,7 +208,11 @@ impl Fleet {
             reason: reason.to_owned(),
             since: now(),
             evidence: Value::Null,
-            by: None,
+            by: match reason {
+                "sigterm" => Some("instance".to_owned()),
+                "removed from the agents file" | "operator" => Some("operator".to_owned()),
+                _ => None,
+            },
             code: None,
             message: None,
             deadline: None,

@@ -355,6 +355,20 @@ async fn a_zombie_is_terminated_and_foreign_work_is_left_alone() {
     fleet.until("it is asked to end", async || !agent.terminations().is_empty()).await;
     let asked = agent.terminations();
     assert_eq!((asked[0]["execution_id"].as_str(), asked[0]["reason"].as_str()), (Some("x"), Some("zombie")));
+    // Whoever asks about what has ended is told who works on it all the same.
+    agent.manner(Manner::Refuses);
+    agent.list(&["x", "not-ours"]);
+    let claimed = async || {
+        let said = fleet.api("explain", json!({"execution_id": "x"})).await;
+        assert_eq!(said["row"], "ended", "{said}");
+        said["evidence"]["claimed_by"].clone()
+    };
+    fleet
+        .until("its claim is shown", async || claimed().await.as_array().is_some_and(|by| by.len() == 1))
+        .await;
+    let claim = claimed().await[0].clone();
+    assert_eq!((&claim["agent_id"], &claim["instance_id"]), (&json!("a"), &json!("i-1")), "{claim}");
+    assert_eq!(claim["attempt"], 1, "{claim}");
     dog.stop().await;
     assert!(agent.terminations().iter().all(|request| request["execution_id"] == "x"));
 }
