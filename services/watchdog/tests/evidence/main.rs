@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod away;
+mod clock;
 mod gone;
 mod heard;
 mod net;
