@@ -161,8 +161,15 @@ impl Claims {
         self.stale = true;
     }
 
-    /// The clock was set: nothing waits for a time of the old one.
+    /// The clock was set: nothing waits for a time of the old one, nor counts from one that has yet to come.
     pub fn rebase(&mut self, now: Timestamp) {
+        self.last_list_at = self.last_list_at.map(|at| at.min(now));
+        for listed in &mut self.listed {
+            listed.stands_since = listed.stands_since.min(now);
+        }
+        for missing in &mut self.missing {
+            missing.first = missing.first.map(|at| at.min(now));
+        }
         for extra in &mut self.extra {
             extra.next_ask_at = extra.next_ask_at.map(|at| at.min(now));
         }

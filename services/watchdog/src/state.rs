@@ -468,8 +468,13 @@ impl World {
         for trouble in self.troubles.values_mut() {
             trouble.since = trouble.since.min(now);
             trouble.empty_answers = None;
-            if let Asked::Unconfirmed { next_at } = &mut trouble.asked {
-                *next_at = (*next_at).min(now);
+            trouble.vouched_at = trouble.vouched_at.map(|at| at.min(now));
+            match &mut trouble.asked {
+                Asked::Unconfirmed { next_at } => *next_at = (*next_at).min(now),
+                Asked::NotRunning { since, next_at } => {
+                    (*since, *next_at) = ((*since).min(now), (*next_at).min(now));
+                }
+                Asked::No | Asked::Confirmed => {}
             }
         }
         for entry in self.agents.values_mut() {

@@ -4,9 +4,10 @@ use rollcall_core::{
     Timestamp,
     agent::Status,
     event::{Completed, RecoveryReason, SystemEvent, SystemEventKind, TerminateOutcome},
+    wire::TerminateState,
 };
 use serde_json::json;
-use watchdog::{matrix::Row, zombie::retry_pause_ms};
+use watchdog::{matrix::Row, sight::Void, zombie::retry_pause_ms};
 
 use crate::sim::{HOUR, LIMITS, Sim, Truth, agent, execution, instance};
 
@@ -89,4 +90,72 @@ fn a_zombie_that_a_clock_ahead_asked_to_end_is_asked_again_in_time() {
     set_right(&mut sim);
     beat_for(&mut sim, 2_000);
     assert_eq!(sim.world.zombies_due.len(), 1);
+}
+
+#[test]
+fn what_was_said_not_to_run_by_a_clock_ahead_waits_for_its_report_no_longer_than_else() {
+    let mut sim = Sim::new(1_000, None);
+    // Late by every clock, when it is looked at.
+    sim.now = sim.now.plus_ms(2_000);
+    sim.ending = Some(TerminateState::NotRunning);
+    started_ahead(&mut sim);
+    sim.advance(100);
+    assert_eq!((sim.terminations, sim.world.troubles[&execution()].row), (1, Row::Withheld));
+    set_right(&mut sim);
+    sim.advance(LIMITS.dispatch_grace_ms - 100);
+    assert!(sim.recovered.is_empty(), "{:?}", sim.recovered);
+    assert!(sim.terminations > 1, "it is asked again meanwhile");
+    sim.advance(200);
+    assert_eq!(
+        (sim.recovered[0].0, sim.recovered[0].1),
+        (RecoveryReason::TimedOut, TerminateOutcome::NotRunning)
+    );
+}
+
+#[test]
+fn work_that_stood_still_by_a_clock_ahead_is_asked_to_end_again_in_time() {
+    let mut sim = Sim::new(24 * HOUR, Some(10_000));
+    sim.ending = Some(TerminateState::StillRunning);
+    started_ahead(&mut sim);
+    beat_for(&mut sim, 12_000);
+    let asked = sim.terminations;
+    assert!(asked > 0);
+    set_right(&mut sim);
+    beat_for(&mut sim, 12_000);
+    assert!(sim.terminations > asked, "it has not moved");
+}
+
+#[test]
+fn what_spoke_for_it_by_a_clock_ahead_does_not_move_the_safety_net() {
+    // It answered, it was listed, or it was missing once.
+    for spoke in [Truth::Lists, Truth::Mute, Truth::Empty] {
+        let mut sim = Sim::new(24 * HOUR, None);
+        sim.now = sim.now.plus_ms(LIMITS.dispatch_grace_ms);
+        sim.truth = spoke;
+        if spoke == Truth::Lists {
+            sim.status("i-1", Status::Disconnected);
+        }
+        started_ahead(&mut sim);
+        match spoke {
+            Truth::Lists => sim.advance(LIMITS.lost_after_ms + 100),
+            listed => sim.beat(listed == Truth::Mute, 7),
+        }
+        set_right(&mut sim);
+        let since = sim.now;
+        sim.truth = Truth::Mute;
+        if spoke == Truth::Mute {
+            sim.status("i-1", Status::Disconnected);
+        }
+        sim.world.log_suspended = true;
+        while sim.recovered.is_empty() {
+            sim.advance(900);
+            if spoke == Truth::Empty {
+                // Never two in a row.
+                sim.beat(false, 7);
+                sim.blind(Void::Gaps, 10);
+            }
+            assert!(sim.now.since_ms(since) < HOUR, "{spoke:?} puts it off");
+        }
+        assert_eq!(sim.recovered[0].0, RecoveryReason::Stale, "{spoke:?}");
+    }
 }
