@@ -10,6 +10,7 @@ mod harness;
 mod http;
 mod registries;
 mod sentry;
+mod system;
 
 use std::{cell::RefCell, collections::BTreeMap};
 
