@@ -46,7 +46,7 @@ pub async fn run_cycle(shared: &Shared, dry_run: bool) -> Option<CycleReport> {
         settle_troubles(shared);
     }
     let mut report = shared.with(|world, now| CycleReport::of(world, now, dry_run));
-    let counters = shared.with(|world, _| world.counters.clone());
+    let (counters, decided_on) = shared.with(|world, _| (world.counters.clone(), world.system_seq));
     report.cycle = shared.ledger.next_number();
     report.started_at = started_at;
     report.took_ms = ms(began.elapsed());
@@ -65,8 +65,9 @@ pub async fn run_cycle(shared: &Shared, dry_run: bool) -> Option<CycleReport> {
             "failed": report.since_last.failed,
             "errors": errors,
         });
-        let expected = shared.with(|world, _| world.system_seq);
-        shared.say(SystemEventKind::RecoveryFailing, data, expected).await;
+        if !shared.say(SystemEventKind::RecoveryFailing, data, decided_on).await {
+            shared.ledger.is_unsaid();
+        }
     }
     Some(report)
 }

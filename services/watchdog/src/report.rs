@@ -285,6 +285,11 @@ impl Ledger {
         let Some(failing) = done.is_failing() else { return false };
         !self.failing.swap(failing, std::sync::atomic::Ordering::Relaxed) && failing
     }
+
+    /// That it fails did not get into the log: the next cycle that failed says it.
+    pub fn is_unsaid(&self) {
+        self.failing.store(false, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]

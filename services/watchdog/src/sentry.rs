@@ -189,7 +189,8 @@ pub async fn watch_breaker(shared: Arc<Shared>, stop: CancellationToken) {
         });
         let kind =
             if tripped { SystemEventKind::RecoverySuspended } else { SystemEventKind::RecoveryResumed };
-        shared.say(kind, data, expected).await;
+        // What is not in the log now is said again with the next look, if it still holds.
+        let _ = shared.say(kind, data, expected).await;
     }
 }
 

@@ -125,17 +125,21 @@ impl Shared {
     }
 
     /// Appends an event about this service, decided when `expected` was the last one. A conflict means that another
-    /// replica spoke first.
-    pub async fn say(&self, kind: SystemEventKind, data: serde_json::Value, expected: u64) {
+    /// replica spoke first. Whether it is in the log.
+    pub async fn say(&self, kind: SystemEventKind, data: serde_json::Value, expected: u64) -> bool {
         let now = self.now();
         let subject = self.subjects.system_event(crate::SERVICE);
         let body = SystemEvent { kind, data };
         match self.append(&subject, crate::SERVICE, body.into(), expected, now).await {
-            Ok(Append::Appended { .. }) => tracing::warn!(event = kind.as_str(), "system event"),
+            Ok(Append::Appended { .. }) => {
+                tracing::warn!(event = kind.as_str(), "system event");
+                return true;
+            }
             Ok(Append::Conflict { .. }) => {
                 tracing::debug!(event = kind.as_str(), "another replica spoke first");
             }
             Err(error) => tracing::warn!(event = kind.as_str(), %error, "system event not appended"),
         }
+        false
     }
 }

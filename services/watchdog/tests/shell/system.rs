@@ -10,7 +10,7 @@ use rollcall_core::{
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use watchdog::{sentry, shared::Shared};
+use watchdog::{cycle, sentry, shared::Shared};
 
 use crate::harness::{Fleet, PATIENCE};
 
@@ -84,4 +84,25 @@ async fn what_was_decided_before_another_spoke_is_not_written() {
         [SystemEventKind::RecoverySuspended, SystemEventKind::RecoveryResumed]
     );
     assert!(!shared.with(|world, _| world.log_suspended), "what it writes it knows at once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_recovery_fails_is_said_by_the_next_cycle_if_another_spoke_first() {
+    let fleet = Fleet::start().await;
+    let shared = watchdog(&fleet).await;
+    let fails = async || {
+        shared.with(|world, _| world.counters.failed += 1);
+        cycle::run_cycle(&shared, false).await.unwrap();
+    };
+    another_says(&fleet, SystemEventKind::RecoverySuspended).await;
+    fails().await;
+    assert_eq!(fleet.system_events().await, [SystemEventKind::RecoverySuspended]);
+    read(&fleet, &shared).await;
+    for _ in 0..3 {
+        fails().await;
+    }
+    assert_eq!(
+        fleet.system_events().await,
+        [SystemEventKind::RecoverySuspended, SystemEventKind::RecoveryFailing]
+    );
 }
