@@ -61,7 +61,8 @@ async fn of_two_watchdogs_that_suspend_recovery_one_writes_it_down() {
     let mut sources = Vec::new();
     // The second to speak hears nothing of the first, and tries again: then its first word was refused.
     while sources.len() < 3 {
-        let message = tokio::time::timeout(PATIENCE, tries.next()).await.unwrap().unwrap();
+        let message = tokio::time::timeout(PATIENCE, tries.next()).await;
+        let message = message.expect("whoever was refused tries again").unwrap();
         sources.push(serde_json::from_slice::<Value>(&message.payload).unwrap()["source"].to_string());
     }
     assert_eq!(sources.iter().collect::<BTreeSet<_>>().len(), 2, "{sources:?}");
