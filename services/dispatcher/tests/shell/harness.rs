@@ -1,0 +1,162 @@
+//! A private NATS and Redis, the dispatcher in this process, and events as the prober appends them.
+
+use std::{collections::BTreeMap, ffi::OsString, time::Duration};
+
+use bytes::Bytes;
+use rollcall_capacity::testing::RedisServer;
+use rollcall_core::{
+    AgentId, Clock as _, ExecutionId, InstanceId, Pool, Timestamp,
+    agent::Status,
+    event::{AgentEvent, Event, EventBody, ExecutionEvent, Profile, StatusChanged},
+    subject::Subjects,
+    time::SystemClock,
+};
+use rollcall_nats::{Append, Bus, EventLog, Reports, ensure_streams, testing::NatsServer};
+use rollcall_service::{Context, Settings};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// How long a condition may take; far above what it needs, so that only a failure ends here.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Nobody audits by himself within a test.
+const NEVER_MS: &str = "3600000";
+
+pub fn wall() -> Timestamp {
+    SystemClock::new().now()
+}
+
+pub struct Fleet {
+    nats: NatsServer,
+    pub redis: RedisServer,
+    pub bus: Bus,
+    pub log: EventLog,
+    pub reports: Reports,
+    pub subjects: Subjects,
+}
+
+/// A running dispatcher.
+pub struct Dispatcher {
+    stop: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Dispatcher {
+    pub async fn stop(self) {
+        self.stop.cancel();
+        tokio::time::timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap();
+    }
+}
+
+impl Fleet {
+    pub async fn start() -> Self {
+        let (nats, redis) = (NatsServer::start().unwrap(), RedisServer::start());
+        let bus = nats.bus("rollcall").await;
+        ensure_streams(&bus).await.unwrap();
+        Self {
+            log: EventLog::new(&bus),
+            reports: Reports::new(&bus),
+            bus,
+            subjects: Subjects::default(),
+            nats,
+            redis,
+        }
+    }
+
+    /// What a dispatcher gets.
+    pub fn context(&self) -> Context {
+        let environment = [
+            ("ROLLCALL_NATS_URL", self.nats.url()),
+            ("ROLLCALL_REDIS_URL", self.redis.url()),
+            ("ROLLCALL_AUDIT_INTERVAL_MS", NEVER_MS.to_owned()),
+        ];
+        let environment =
+            environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        let settings = Settings::load_from("dispatcher", environment).unwrap().settings;
+        Context::for_tests(dispatcher::PROGRAM, settings)
+    }
+
+    /// Starts a dispatcher and waits until it is ready.
+    pub async fn dispatcher_in(&self, context: Context) -> Dispatcher {
+        let (stop, readiness) = (context.shutdown.clone(), context.readiness.clone());
+        let task = tokio::spawn(dispatcher::run(context));
+        tokio::time::timeout(PATIENCE, readiness.ready()).await.expect("the dispatcher is ready");
+        Dispatcher { stop, task }
+    }
+
+    pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
+        let end = tokio::time::Instant::now() + PATIENCE;
+        while !condition().await {
+            assert!(tokio::time::Instant::now() < end, "not within {PATIENCE:?}: {what}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// An instance of an agent with room registers.
+    pub async fn registers(&self, id: &AgentId, instance: &str) {
+        let profile = Profile {
+            agent_id: id.clone(),
+            instance_id: InstanceId::new(instance).unwrap(),
+            capacity: 8,
+            pool: Pool::default(),
+            interval_ms: None,
+            timeout_ms: None,
+            version: None,
+            labels: BTreeMap::new(),
+            probe: None,
+            control: None,
+        };
+        self.append(self.subjects.agent_event(id), id.as_str(), AgentEvent::Registered(profile).into()).await;
+    }
+
+    /// What the prober writes of an agent with room.
+    pub async fn agent(&self, id: &AgentId, instance: &str) {
+        self.registers(id, instance).await;
+        let change = StatusChanged {
+            agent_id: id.clone(),
+            instance_id: Some(InstanceId::new(instance).unwrap()),
+            previous: None,
+            reason: "first_heartbeat".to_owned(),
+            since: wall(),
+            evidence: Value::Null,
+            by: None,
+            code: None,
+            message: None,
+            deadline: None,
+            undrained: false,
+        };
+        let connected = AgentEvent::status(Status::Connected, change);
+        self.append(self.subjects.agent_event(id), id.as_str(), connected.into()).await;
+    }
+
+    async fn append(&self, subject: String, about: &str, body: EventBody) {
+        let event = Event {
+            id: uuid::Uuid::now_v7(),
+            source: "/rollcall/test/1".to_owned(),
+            subject: about.to_owned(),
+            time: wall(),
+            body,
+        };
+        let expected = self.log.last_seq_of(&subject).await.unwrap();
+        let bytes = Bytes::from(event.encode());
+        let appended = self.log.append(&subject, &event.id.to_string(), bytes, expected).await.unwrap();
+        assert!(matches!(appended, Append::Appended { .. }), "{appended:?}");
+    }
+
+    pub async fn api(&self, verb: &str, request: &Value) -> Value {
+        let payload = Bytes::from(request.to_string());
+        let answer = self.bus.request(self.subjects.api(verb), payload, PATIENCE).await.unwrap();
+        serde_json::from_slice(&answer.payload).unwrap()
+    }
+
+    /// Everything that happened to an execution.
+    pub async fn history(&self, id: &str) -> Vec<ExecutionEvent> {
+        let subject = self.subjects.execution_event(&ExecutionId::new(id).unwrap());
+        let entries = self.log.history(&subject).await.unwrap();
+        let events = entries.iter().filter_map(|entry| match Event::decode(&entry.bytes).unwrap().body {
+            EventBody::Execution(event) => Some(event),
+            _ => None,
+        });
+        events.collect()
+    }
+}
