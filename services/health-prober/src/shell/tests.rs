@@ -1,15 +1,18 @@
 //! The loop's own decisions at their edges, on a real bus and in virtual time.
 
+use rollcall_control::Trust;
 use rollcall_core::subject::Subjects;
-use rollcall_core::wire::{AgentState, GoodbyeReason};
+use rollcall_core::wire::{AgentState, Endpoint, GoodbyeReason};
 use rollcall_nats::testing::NatsServer;
-use rollcall_nats::{Entry, EventLog, Message};
+use rollcall_nats::{Entry, EventLog, Link, Message};
 use rollcall_service::Settings;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::detector::{Cause, Channel};
+use crate::probe::Found;
 use crate::probe::scheduler::Bounds;
-use crate::state::Answers;
+use crate::state::{Answers, Listening, ProbeSeen};
 
 const AGENT: &str = "a1";
 const INTERVAL_MS: u64 = 1000;
@@ -240,6 +243,54 @@ async fn no_responders_counts_for_nothing_around_our_reconnect() {
     assert_eq!(nobody_there(&mut bench, from), 0, "within an interval");
     bench.shell.fleet.reconnected_at = Some(Timestamp::from_millis(now.as_millis() - 1100));
     assert_eq!(nobody_there(&mut bench, from), 1, "beyond it");
+}
+
+/// What a probe over the bus that finds nobody is said to mean. Somebody answered there before.
+fn probe_finds_nobody(bench: &mut Bench) -> String {
+    let mut listening = Listening::default();
+    listening.answered();
+    bench.entry().live.probe = Some(Box::new(ProbeSeen {
+        endpoint: Endpoint { kind: "nats".to_owned(), url: String::new() },
+        instance_id: "i1".parse().unwrap(),
+        trust: Trust::Agent,
+        generation: 1,
+        channel: Channel::default(),
+        listening,
+        result: String::new(),
+        checked_at: None,
+        latency_ms: None,
+    }));
+    let found = Found::Bad(Cause::NoResponders, "nobody".to_owned());
+    bench.shell.probed(Report { index: 0, generation: 1, found, took: Duration::ZERO });
+    bench.entry().live.probe.as_deref().unwrap().result.clone()
+}
+
+#[tokio::test]
+async fn a_probe_that_finds_nobody_counts_for_nothing_around_our_reconnect() {
+    let (mut bench, _) = overdue().await;
+    assert_eq!(probe_finds_nobody(&mut bench), "no_responders: nobody");
+    let (mut bench, _) = overdue().await;
+    let now = bench.shell.clock.now();
+    bench.shell.fleet.reconnected_at = Some(now);
+    assert_eq!(probe_finds_nobody(&mut bench), "void: no_responders: nobody", "within an interval");
+    bench.shell.fleet.reconnected_at = Some(Timestamp::from_millis(now.as_millis() - 1100));
+    assert_eq!(probe_finds_nobody(&mut bench), "no_responders: nobody", "beyond it");
+}
+
+#[tokio::test]
+async fn a_link_that_is_made_again_is_our_reconnect() {
+    let link = |connected, epoch| Link { connected, epoch, changed_at: Instant::now() };
+    // It was seen to be away, or only to be another one than before.
+    for before in [link(false, 1), link(true, 1)] {
+        let (mut bench, from) = overdue().await;
+        bench.shell.link_changed(link(true, 1), link(false, 1));
+        assert_eq!(bench.shell.fleet.reconnected_at, None, "it is away");
+        bench.shell.link_changed(before, link(true, 2));
+        // We hear again at once.
+        bench.shell.fleet.deaf = false;
+        assert_eq!(nobody_there(&mut bench, from), 0);
+        assert_eq!(probe_finds_nobody(&mut bench), "void: no_responders: nobody");
+    }
 }
 
 #[tokio::test]
