@@ -456,6 +456,9 @@ impl World {
 
     /// Something made evidence void.
     pub fn void(&mut self, trouble: Void) {
+        if self.sight.since().is_some() {
+            metrics::counter!("rollcall_evidence_void_total").increment(1);
+        }
         self.sight.void(trouble);
         self.blinded = true;
     }
@@ -520,6 +523,22 @@ impl World {
             if let Some(trouble) = self.troubles.get_mut(id) {
                 trouble.turn_at = Some(at);
             }
+        }
+    }
+
+    /// Another watchdog recovered this for silence, just now: it took the place that comes next in our line as well, so that
+    /// all of them together keep to the rate. Whoever had that place gets the one that this waited for.
+    pub(crate) fn yield_turn(&mut self, id: &ExecutionId, now: Timestamp) {
+        let given_up = match self.troubles.get(id).and_then(|trouble| trouble.turn_at) {
+            // It was its turn here too.
+            Some(at) if at <= now => return,
+            Some(at) => at,
+            None => self.limiter.reserve(now),
+        };
+        let waiting = self.troubles.iter_mut().filter(|(other, _)| *other != id);
+        let next = waiting.filter_map(|(_, trouble)| trouble.turn_at.as_mut()).filter(|at| **at > now).min();
+        if let Some(next) = next {
+            *next = (*next).max(given_up);
         }
     }
 

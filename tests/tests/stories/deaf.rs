@@ -105,6 +105,10 @@ async fn a_watchdog_that_stood_still_takes_nobody_for_dead() {
     .await;
 
     old.speaks.store(false, Ordering::SeqCst);
+    let voids = async || {
+        fleet.metric("watchdog", "rollcall_evidence_void_total").await.map(Option::unwrap_or_default)
+    };
+    let before = voids().await.expect("it shows its metrics");
     fleet.services["watchdog"].freeze().await;
     let begun = std::time::Instant::now();
     flood(&fleet, &other).await;
@@ -118,6 +122,7 @@ async fn a_watchdog_that_stood_still_takes_nobody_for_dead() {
     fleet.services["watchdog"].thaw();
     lasts("nothing is recovered", STANDSTILL, recovered).await;
 
+    assert!(voids().await.expect("it shows its metrics") > before, "that it did not see is counted");
     assert_eq!(row(&fleet).await.as_deref(), Ok("superseded_vouched"));
     assert_eq!(fleet.execution("x").await.expect("it is known")["instance_id"], old.instance);
     let released = json!({"execution_id": "x", "attempt": 1, "outcome": "completed"});

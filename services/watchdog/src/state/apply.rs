@@ -2,13 +2,16 @@
 
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Timestamp,
-    event::{AgentEvent, DecodeError, Event, EventBody, ExecutionEvent, SystemEventKind},
+    event::{AgentEvent, DecodeError, Event, EventBody, ExecutionEvent, RecoveryReason, SystemEventKind},
     execution::{Attempt, Execution, State},
     subject::{EventSubject, Subjects},
     wire::Outcome,
 };
 
 use super::{AgentEntry, World};
+
+/// The rate limit is of recoveries a second.
+const RATE_WINDOW_MS: u64 = 1_000;
 
 /// An entry of the log that is no valid event for its subject. It is skipped; its sequence counts.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +150,13 @@ impl World {
         if seq <= execution.seq {
             return Ok(());
         }
+        if let ExecutionEvent::Recovered(lost) = event
+            && lost.reason == RecoveryReason::AgentLost
+            && now.since_ms(time) < RATE_WINDOW_MS
+        {
+            self.yield_turn(id, now);
+        }
+        let Some(execution) = self.executions.get_mut(id) else { return Ok(()) };
         let before = execution.holder().map(slot);
         let result = execution.evolve(seq, event, time).map_err(|misfit| Invalid::Misfit(misfit.to_string()));
         self.index(id, before, now);
