@@ -1,15 +1,16 @@
-//! Reports that are refused: said once a minute for each agent, whoever sends how many.
+//! Reports that are refused: said once a minute for each agent, whoever sends how many. And reports whose effect can't be
+//! written.
 
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use rollcall_core::{AgentId, ExecutionId};
-use serde_json::Value;
+use rollcall_core::{AgentId, ExecutionId, event::ExecutionEvent};
+use serde_json::{Value, json};
 use tracing::{Event, Metadata, Subscriber, field, span};
 
-use crate::harness::Fleet;
+use crate::harness::{Fleet, PATIENCE};
 
 /// The warnings of this process, and of nothing else.
 #[derive(Clone, Default)]
@@ -88,4 +89,58 @@ async fn what_an_agent_is_refused_is_logged_and_told_once_a_minute() {
         assert_eq!(told.iter().filter(about).count(), 1, "{told:?}");
         assert_eq!(warnings.count(&["report refused", agent]), 1, "{agent}");
     }
+}
+
+/// Lets the log take so many events more, or as many as it likes (`None`).
+async fn room(fleet: &Fleet, events: Option<u64>) {
+    let call = async |what: &str, body: Value| {
+        let subject = format!("$JS.API.STREAM.{what}.ROLLCALL_EVENTS");
+        let answer = fleet.bus.request(subject, body.to_string().into(), PATIENCE).await.unwrap();
+        let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+        assert!(answer.get("error").is_none(), "{answer}");
+        answer
+    };
+    let info = call("INFO", json!({})).await;
+    let mut config = info["config"].clone();
+    let held = info["state"]["messages"].as_u64().unwrap();
+    config["max_msgs"] = events.map_or(json!(-1), |more| json!(held + more));
+    call("UPDATE", config).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_whose_effect_the_log_refuses_stays_until_it_is_in_the_log() {
+    let fleet = Fleet::start().await;
+    let id = AgentId::new("a").unwrap();
+    fleet.agent(&id, "i-1").await;
+    let dispatcher = fleet.dispatcher_in(fleet.context()).await;
+    let request = json!({"execution_id": "x", "agent_id": "a", "input": {}, "delivery": "external"});
+    assert_eq!(fleet.api("submit", &request).await["state"], "running");
+    room(&fleet, Some(0)).await;
+    let subject = fleet.subjects.report(&id, &ExecutionId::new("x").unwrap());
+    let report = json!({"execution_id": "x", "attempt": 1, "agent_id": "a", "instance_id": "i-1",
+        "outcome": "completed", "result": 1});
+    fleet.reports.publish(&subject, report.to_string().into()).await.unwrap();
+    // It was tried, and what came of it could not be written.
+    fleet.until("it was delivered again", async || deliveries(&fleet).await >= 2).await;
+    assert!(fleet.reports.last(&subject).await.unwrap().is_some(), "nothing of it is in the log");
+    room(&fleet, None).await;
+    fleet
+        .until("it counts", async || {
+            matches!(fleet.history("x").await.last(), Some(ExecutionEvent::Completed(_)))
+        })
+        .await;
+    fleet.until("it is taken out", async || fleet.reports.last(&subject).await.unwrap().is_none()).await;
+    dispatcher.stop().await;
+}
+
+/// How often something was delivered out of the reports.
+async fn deliveries(fleet: &Fleet) -> u64 {
+    let ask = async |subject: &str| -> Value {
+        let answer = fleet.bus.request(subject.to_owned(), "{}".into(), PATIENCE).await.unwrap();
+        serde_json::from_slice(&answer.payload).unwrap()
+    };
+    let names = ask("$JS.API.CONSUMER.NAMES.ROLLCALL_REPORTS").await;
+    let name = names["consumers"][0].as_str().expect("the dispatchers' consumer").to_owned();
+    let info = ask(&format!("$JS.API.CONSUMER.INFO.ROLLCALL_REPORTS.{name}")).await;
+    info["delivered"]["consumer_seq"].as_u64().unwrap()
 }
