@@ -178,10 +178,11 @@ impl<W> Shell<W> {
 }
 
 impl Inner {
-    /// How far it got. What has ended and only waits for its acknowledgement names none: it does not stand still.
+    /// How far it got, if it ever said so. What has ended and only waits for its acknowledgement names none: it does not stand
+    /// still.
     #[expect(clippy::cast_precision_loss, reason = "progress beyond 2^53 only has to rise")]
     fn progress(&self, key: &Key) -> Option<f64> {
         let live = self.live.get(key).filter(|_| !self.book.is_finished(key))?;
-        Some(live.progress.get() as f64)
+        live.progress.get().map(|progress| progress as f64)
     }
 }

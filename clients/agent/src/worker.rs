@@ -109,25 +109,31 @@ impl Execution {
     }
 }
 
-/// A number that rises as work advances; listed in every heartbeat. Cheap to set, cheap to clone.
+/// A number that rises as work advances; listed in every heartbeat from the first time that it is set. Work that never sets it
+/// does not stand still, however long it is quiet. Cheap to set, cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Progress(Arc<AtomicU64>);
+pub struct Progress(
+    /// One more than it is; 0: it was never set.
+    Arc<AtomicU64>,
+);
 
 impl Progress {
     /// Raises it to `value`; a lower one changes nothing.
     pub fn set(&self, value: u64) {
-        self.0.fetch_max(value, Ordering::Relaxed);
+        self.0.fetch_max(value.saturating_add(1), Ordering::Relaxed);
     }
 
     /// Raises it by `steps`.
     pub fn add(&self, steps: u64) {
-        self.0.fetch_add(steps, Ordering::Relaxed);
+        let raise = |held: u64| Some(held.max(1).saturating_add(steps));
+        // The closure always has a next value: this can't fail.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, raise);
     }
 
-    /// What it is.
+    /// What it is; `None`: it was never set.
     #[must_use]
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+    pub fn get(&self) -> Option<u64> {
+        self.0.load(Ordering::Relaxed).checked_sub(1)
     }
 }
 
@@ -228,11 +234,18 @@ mod tests {
     #[test]
     fn progress_only_rises() {
         let progress = Progress::default();
+        assert_eq!(progress.get(), None);
         progress.set(5);
         progress.set(3);
-        assert_eq!(progress.get(), 5);
+        assert_eq!(progress.get(), Some(5));
         progress.add(2);
-        assert_eq!(progress.get(), 7);
+        assert_eq!(progress.get(), Some(7));
+        progress.set(u64::MAX);
+        progress.add(1);
+        assert_eq!(progress.get(), Some(u64::MAX - 1));
+        let other = Progress::default();
+        other.add(0);
+        assert_eq!(other.get(), Some(0), "it was set, and has not moved yet");
     }
 
     #[tokio::test]

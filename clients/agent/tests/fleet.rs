@@ -623,9 +623,12 @@ async fn work_that_blocks_its_thread_for_ever_does_not_hold_up_the_exit() {
 #[tokio::test]
 async fn progress_is_in_the_heartbeat() {
     let mut fleet = Fleet::start(
-        agent(1),
+        agent(2),
         worker_fn(|execution: Execution| async move {
-            execution.progress.set(17);
+            // Another one is quiet: it does not stand still.
+            if execution.id.as_str() == "x" {
+                execution.progress.set(17);
+            }
             execution.stop.asked().await;
             Finish::Stopped(None)
         }),
@@ -634,4 +637,8 @@ async fn progress_is_in_the_heartbeat() {
     fleet.dispatch("x", 3, json!(null)).await;
     let beat = fleet.next_beat(|beat| beat["executions"][0]["progress"] == 17.0).await;
     assert_eq!(beat["executions"][0]["attempt"], 3);
+    fleet.dispatch("quiet", 1, json!(null)).await;
+    let beat = fleet.next_beat(|beat| beat["executions"].as_array().is_some_and(|e| e.len() == 2)).await;
+    let quiet = beat["executions"].as_array().unwrap().iter().find(|e| e["id"] == "quiet").unwrap();
+    assert!(quiet.get("progress").is_none(), "{beat}");
 }

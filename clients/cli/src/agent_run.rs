@@ -32,7 +32,8 @@ What becomes of it:
   any other status      failed, code exit_N or signal_N, with the end of stderr as its message
   terminate, shutdown   SIGTERM to the whole group, SIGKILL to it after the grace; it counts as stopped whatever the exit
                         status. When it is handed back, JSON on its stdout goes to the next attempt as its checkpoint
-What CMD leaves running in its group when it ends is killed. Progress is the number of lines on stdout and stderr.
+What CMD leaves running in its group when it ends is killed. Progress is the number of lines on stdout and stderr, from the
+first line on: a command that prints none does not stand still.
 
 Exit status: 0 after a clean drain, or do not restart (the log says which); 75 restart me; 1 something was left behind;
 128+N a third signal; 64 bad settings. SIGTERM or SIGINT drains, a second one hands work back now, a third exits at once.";

@@ -185,6 +185,6 @@ mod tests {
         let progress = Progress::default();
         let mut whole = Whole::default();
         read_into(&b"a\nb\nc"[..], &mut whole, &progress).await;
-        assert_eq!(progress.get(), 2);
+        assert_eq!(progress.get(), Some(2));
     }
 }
