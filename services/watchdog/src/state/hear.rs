@@ -136,7 +136,7 @@ impl World {
     /// attempts nor instances: it speaks for every instance that holds something by the log, and for the current one.
     /// What it only knows of (not begun yet, or just finished) is not missing, and is not running either.
     pub fn registry(&mut self, agent: &AgentId, list: &RegistryList, interval_ms: u64, now: Timestamp) {
-        let Some(entry) = self.agents.get_mut(agent) else { return };
+        let Some(entry) = self.agents.get(agent) else { return };
         let holder = |id: &ExecutionId| self.executions.get(id).and_then(Execution::holder);
         let mut lists: HashMap<InstanceId, Vec<OwnedClaim>> = HashMap::new();
         for held in entry.held.iter().filter_map(holder) {
@@ -151,7 +151,10 @@ impl World {
             let held = holder(id).filter(|held| held.agent_id == *agent);
             let (instance, attempt) = match held {
                 Some(held) => (Some(held.instance_id.clone()), held.number),
-                None if running.contains(id) => (entry.agent.instance_id.clone(), 0),
+                // What it goes on with although it is not its own any more is what it held of it last.
+                None if running.contains(id) => {
+                    (entry.agent.instance_id.clone(), self.last_held_by(agent, id).unwrap_or_default())
+                }
                 None => continue,
             };
             if let Some(list) = instance.and_then(|instance| lists.get_mut(&instance)) {
@@ -199,6 +202,15 @@ impl World {
         if odd.extras_due && self.zombies_due.insert((agent, instance)) {
             self.woken = true;
         }
+    }
+
+    /// The last attempt of an execution that this agent held, as far as that is remembered.
+    fn last_held_by(&self, agent: &AgentId, id: &ExecutionId) -> Option<u32> {
+        if let Some(execution) = self.executions.get(id) {
+            let mut attempts = execution.attempts.iter().rev();
+            return attempts.find(|held| held.agent_id == *agent).map(|held| held.number);
+        }
+        self.ended.get(id).filter(|note| note.agent_id.as_ref() == Some(agent)).map(|note| note.attempt)
     }
 
     /// Who held an attempt.

@@ -12,6 +12,7 @@ mod heard;
 mod net;
 mod promise;
 mod properties;
+mod registry;
 mod report;
 mod sim;
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rollcall_control::RegistryList;
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Pool, Timestamp,
     agent::Status,
@@ -10,7 +11,7 @@ use rollcall_core::{
         Started, StatusChanged, Submitted, Superseded, TerminateOutcome,
     },
     subject::Subjects,
-    wire::{Delivery, Heartbeat, OnLoss, TerminateState},
+    wire::{Delivery, Endpoint, Heartbeat, OnLoss, TerminateState},
 };
 use serde_json::json;
 use watchdog::{
@@ -38,6 +39,9 @@ const CONFIG: Config = Config {
 };
 
 pub const HOUR: u64 = 3_600_000;
+
+/// A registry is called this often.
+pub const CYCLE_MS: u64 = 3_000;
 
 /// What an instance would answer if it were asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +87,8 @@ pub struct Sim {
     pub terminations: usize,
     /// Work that was done by the judgements, to see that nothing spins.
     pub works: usize,
+    /// Where its agent is driven over HTTP, if it is.
+    pub control: Option<Endpoint>,
     log: Vec<(String, Vec<u8>)>,
 }
 
@@ -109,7 +115,18 @@ impl Sim {
     }
 
     pub fn begun(begun: Begun, timeout_ms: u64, stall_timeout_ms: Option<u64>) -> Self {
+        Self::empty().with_work(begun, timeout_ms, stall_timeout_ms)
+    }
+
+    /// The same, of an agent that is driven over HTTP.
+    pub fn driven(begun: Begun, timeout_ms: u64, stall_timeout_ms: Option<u64>) -> Self {
         let mut sim = Self::empty();
+        sim.control = Some(Endpoint { kind: "http".to_owned(), url: "http://h.test".to_owned() });
+        sim.with_work(begun, timeout_ms, stall_timeout_ms)
+    }
+
+    fn with_work(self, begun: Begun, timeout_ms: u64, stall_timeout_ms: Option<u64>) -> Self {
+        let mut sim = self;
         sim.register("i-1", 1_000);
         sim.submit("x", begun, stall_timeout_ms);
         sim.dispatch("x", timeout_ms);
@@ -136,6 +153,7 @@ impl Sim {
             recovered: Vec::new(),
             terminations: 0,
             works: 0,
+            control: None,
             log: Vec::new(),
         }
     }
@@ -233,7 +251,7 @@ impl Sim {
             version: None,
             labels: BTreeMap::new(),
             probe: None,
-            control: None,
+            control: self.control.clone(),
         };
         self.agent_event("a", AgentEvent::Registered(profile));
         self.status(name, Status::Connected);
@@ -303,6 +321,14 @@ impl Sim {
         })
         .to_string();
         self.world.beat("a", &Heartbeat::read("a", beat.as_bytes()).unwrap(), self.now);
+        self.work();
+    }
+
+    /// Its registry answers a cycle's call.
+    pub fn registry(&mut self, running: &[&str]) {
+        let running = running.iter().map(|&id| ExecutionId::new(id).unwrap()).collect();
+        let list = RegistryList { running, known: Vec::new() };
+        self.world.registry(&agent(), &list, CYCLE_MS, self.now);
         self.work();
     }
 

@@ -161,3 +161,21 @@ async fn an_agent_that_is_gone_and_answers_nothing_is_away_once_it_is_silent() {
     assert_eq!((lost.reason, lost.terminate), (RecoveryReason::AgentGone, TerminateOutcome::NotAttempted));
     dog.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_its_registry_names_again_after_its_recovery_is_counted_once() {
+    let (fleet, registry) = fleet("300").await;
+    let dog = fleet.watchdog().await;
+    fleet.run("x", "h", "i-1", LONG).await;
+    assert_eq!(fleet.recovery("x").await.reason, RecoveryReason::Orphaned);
+    registry.runs(&["x"]);
+    let heard =
+        async || fleet.api("watchdog.status", json!({})).await["totals"]["recovered_then_heard"].clone();
+    fleet.until("it is counted", async || heard().await == 1).await;
+    fleet.until("and ended as a zombie", async || registry.terminated() == ["x"]).await;
+    // It goes on as if nothing had been said.
+    registry.runs(&["x"]);
+    cycles_pass(&fleet, &registry).await;
+    assert_eq!(heard().await, 1, "the same attempt");
+    dog.stop().await;
+}
