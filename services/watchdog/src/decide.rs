@@ -157,9 +157,9 @@ impl Case<'_> {
         fell_due_at.plus_ms(self.limits.stale_after_ms)
     }
 
-    /// One interval of the agent from now: when its next word may be expected.
+    /// When the agent's next word may be expected.
     fn next_word(&self) -> Timestamp {
-        self.now.plus_ms(self.facts.channel.interval_ms.max(1))
+        self.now.plus_ms(self.facts.channel.word_ms().max(1))
     }
 
     /// A ripe ground becomes a recovery unless a report that waits on the bus withholds it.

@@ -60,6 +60,17 @@ pub struct Channel {
     pub answered: bool,
     /// It is driven over HTTP: there its registry can be asked, whatever became of its heartbeats.
     pub driven: bool,
+    /// Answers of its registry that are less far apart are one word, in milliseconds; 0: it has answered none yet.
+    pub spacing_ms: u64,
+}
+
+impl Channel {
+    /// How far apart its words are to be expected, in milliseconds: two within half of that are one. A registry is asked
+    /// less often than its agent beats.
+    #[must_use]
+    pub fn word_ms(&self) -> u64 {
+        self.interval_ms.max(self.spacing_ms.saturating_mul(2))
+    }
 }
 
 /// Whether the holding instance lists the execution (this attempt).

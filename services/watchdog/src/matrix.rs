@@ -138,6 +138,7 @@ pub fn healthy_sample() -> (Facts, Timestamp) {
             said_gone: false,
             answered: true,
             driven: false,
+            spacing_ms: 0,
         },
         listing: Listing::Listed {
             at: at(10 * MINUTE - 1_000),

@@ -85,7 +85,7 @@ struct Holder {
     attempt: u32,
     agent: AgentId,
     instance: InstanceId,
-    interval_ms: u64,
+    word_ms: u64,
 }
 
 /// Judges, fetches what the judgement asks for, and judges again, until there is nothing to do now. Returns the last
@@ -102,7 +102,7 @@ async fn work(shared: &Shared, id: &ExecutionId) -> Result<Option<(Judgement, Fa
                 attempt: held.number,
                 agent: held.agent_id,
                 instance: held.instance_id,
-                interval_ms: facts.channel.interval_ms,
+                word_ms: facts.channel.word_ms(),
             };
             Some((judgement, facts, holder))
         });
@@ -193,7 +193,7 @@ async fn look_at_instance(shared: &Shared, id: &ExecutionId, holder: &Holder) ->
             world.note_full_answer(id, now);
             Edge::Lists
         } else {
-            Edge::ListsNot { times: world.note_empty_answer(id, holder.interval_ms, now) }
+            Edge::ListsNot { times: world.note_empty_answer(id, holder.word_ms, now) }
         }
     })
 }

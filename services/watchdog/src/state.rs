@@ -257,6 +257,7 @@ impl World {
                 said_gone: false,
                 answered: false,
                 driven: false,
+                spacing_ms: 0,
             },
             listing: Listing::Unknown,
             vouched_at: trouble.and_then(|t| t.vouched_at),
@@ -283,6 +284,7 @@ impl World {
             if let Some(claims) = claims {
                 facts.channel.last_at = claims.last_at;
                 facts.channel.answered = claims.answered;
+                facts.channel.spacing_ms = claims.spacing_ms;
                 facts.listing = claims.listing(id, held.number);
                 facts.vouched_at = facts.vouched_at.max(claims.vouched_at(id, held.number));
             }
@@ -615,11 +617,11 @@ impl World {
     }
 
     /// Notes that an instance answered without the execution; returns how many such answers there were in a row. Two
-    /// within half an interval are one.
-    pub fn note_empty_answer(&mut self, id: &ExecutionId, interval_ms: u64, now: Timestamp) -> u32 {
+    /// within half of [`crate::facts::Channel::word_ms`] are one.
+    pub fn note_empty_answer(&mut self, id: &ExecutionId, word_ms: u64, now: Timestamp) -> u32 {
         let Some(trouble) = self.troubles.get_mut(id) else { return 1 };
         let (times, last) = trouble.empty_answers.unwrap_or((0, Timestamp::default()));
-        if times == 0 || now.since_ms(last) >= interval_ms / 2 {
+        if times == 0 || now.since_ms(last) >= word_ms / 2 {
             trouble.empty_answers = Some((times.saturating_add(1), now));
             return times.saturating_add(1);
         }

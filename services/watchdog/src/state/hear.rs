@@ -166,7 +166,10 @@ impl World {
             let at = entry.place_of(&instance);
             if let Some(claims) = entry.claims.get_mut(at) {
                 claims.last_at = Some(now);
-                claims.interval_ms = Some(interval_ms);
+                // Who beats is silent by its heartbeats; who never does, by this.
+                if claims.instance.is_of_file() {
+                    claims.interval_ms = Some(interval_ms);
+                }
                 // Asked whenever somebody wants to know: lists that come at once after another are no second word.
                 claims.spacing_ms = (interval_ms / 2).min(REGISTRY_SPACING_MAX_MS);
                 claims.answered = true;

@@ -2,12 +2,13 @@
 
 use rollcall_core::{
     AgentId, ExecutionId,
+    agent::Status,
     event::{Dispatched, Failed, Recovered, RecoveryAction, RecoveryReason, TerminateOutcome},
     wire::ErrorBody,
 };
 use serde_json::json;
 
-use crate::sim::{Begun, CYCLE_MS, HOUR, Sim, agent, execution, instance};
+use crate::sim::{Begun, CYCLE_MS, HOUR, LIMITS, Sim, Truth, agent, execution, instance};
 
 fn recovered(action: RecoveryAction, returned: bool) -> Recovered {
     Recovered {
@@ -113,4 +114,63 @@ fn what_was_handed_back_or_never_its_own_is_a_zombie_and_no_false_positive() {
     let known = sim.world.agents.get(&agent()).and_then(|entry| entry.claims_of("i-1"));
     assert_eq!(known.map(|claims| claims.extras().len()), Some(1), "{known:?}");
     assert_eq!(known.map(|claims| claims.extras()[0].id.clone()), ExecutionId::new("never-ours").ok());
+}
+
+/// Silent to the threshold after so many milliseconds at this interval.
+const fn silent_ms(interval_ms: u64) -> u64 {
+    interval_ms * LIMITS.failure_threshold as u64 + interval_ms / 2
+}
+
+/// Dead from now on, right after its registry's last answer; when its work was lost.
+fn dies(sim: &mut Sim) -> u64 {
+    sim.registry(&["x"]);
+    let died = sim.now;
+    sim.truth = Truth::Mute;
+    sim.status(sim.instance, Status::Disconnected);
+    sim.advance(10 * CYCLE_MS);
+    assert_eq!(sim.recovered.len(), 1);
+    assert_eq!(sim.recovered[0].0, RecoveryReason::AgentLost);
+    sim.recovered[0].2.since_ms(died)
+}
+
+#[test]
+fn who_beats_is_silent_by_its_own_interval_whatever_its_registry_answered_last() {
+    let mut sim = Sim::driven(Begun::Started, HOUR, None);
+    for progress in 0..10 {
+        sim.advance(900);
+        sim.beat(true, progress);
+    }
+    let after = dies(&mut sim);
+    assert_eq!(after, LIMITS.lost_after_ms.max(silent_ms(LIMITS.interval_ms)));
+    // Nor is it another's word when this watchdog has not heard it yet: it registered by a heartbeat.
+    let mut sim = Sim::driven(Begun::Started, HOUR, None);
+    sim.restart(100);
+    let after = dies(&mut sim);
+    assert_eq!(after, LIMITS.lost_after_ms.max(silent_ms(LIMITS.interval_ms)));
+}
+
+#[test]
+fn who_never_beats_is_silent_by_the_cycles_that_ask_its_registry() {
+    let mut sim = Sim::of_file(Begun::Granted, HOUR);
+    assert_eq!(dies(&mut sim), silent_ms(CYCLE_MS));
+}
+
+#[test]
+fn a_registry_is_not_asked_more_often_because_its_agent_beats_more_often() {
+    let mut sim = Sim::driven(Begun::Started, HOUR, None);
+    sim.beat(true, 0);
+    sim.registry(&["x"]);
+    sim.status("i-1", Status::Disconnected);
+    sim.advance(LIMITS.dispatch_grace_ms);
+    let works = sim.works;
+    sim.advance(10 * CYCLE_MS);
+    assert!(sim.is_untouched(), "{:?}", sim.recovered);
+    assert!((5..=11).contains(&(sim.works - works)), "asked {} times in ten cycles", sim.works - works);
+    // And answers within half a cycle are one word.
+    sim.truth = Truth::Empty;
+    let from = sim.now;
+    sim.advance(4 * CYCLE_MS);
+    assert_eq!(sim.recovered.len(), 1);
+    assert!(sim.recovered[0].2.since_ms(from) >= CYCLE_MS / 2);
+    assert_eq!(sim.recovered[0].0, RecoveryReason::Orphaned);
 }

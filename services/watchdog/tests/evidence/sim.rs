@@ -89,6 +89,8 @@ pub struct Sim {
     pub works: usize,
     /// Where its agent is driven over HTTP, if it is.
     pub control: Option<Endpoint>,
+    /// The instance that is given work, and beats.
+    pub instance: &'static str,
     log: Vec<(String, Vec<u8>)>,
 }
 
@@ -125,9 +127,17 @@ impl Sim {
         sim.with_work(begun, timeout_ms, stall_timeout_ms)
     }
 
+    /// The same, of one that an operator described in a file: it never beats.
+    pub fn of_file(begun: Begun, timeout_ms: u64) -> Self {
+        let mut sim = Self::empty();
+        sim.control = Some(Endpoint { kind: "http".to_owned(), url: "http://h.test".to_owned() });
+        sim.instance = "file-1";
+        sim.with_work(begun, timeout_ms, None)
+    }
+
     fn with_work(self, begun: Begun, timeout_ms: u64, stall_timeout_ms: Option<u64>) -> Self {
         let mut sim = self;
-        sim.register("i-1", 1_000);
+        sim.register(sim.instance, 1_000);
         sim.submit("x", begun, stall_timeout_ms);
         sim.dispatch("x", timeout_ms);
         if begun == Begun::Started {
@@ -154,6 +164,7 @@ impl Sim {
             terminations: 0,
             works: 0,
             control: None,
+            instance: "i-1",
             log: Vec::new(),
         }
     }
@@ -184,7 +195,7 @@ impl Sim {
             execution_id: ExecutionId::new(id).unwrap(),
             attempt: 1,
             agent_id: agent(),
-            instance_id: instance("i-1"),
+            instance_id: instance(self.instance),
             deadline: self.now.plus_ms(timeout_ms),
             timeout_ms,
         };
@@ -192,7 +203,7 @@ impl Sim {
     }
 
     pub fn started(&mut self) {
-        let (execution_id, agent_id, instance_id) = (execution(), agent(), instance("i-1"));
+        let (execution_id, agent_id, instance_id) = (execution(), agent(), instance(self.instance));
         self.execution(Started { execution_id, attempt: 1, agent_id, instance_id }.into());
     }
 
@@ -316,7 +327,7 @@ impl Sim {
         let executions =
             if lists { vec![json!({"id": "x", "attempt": 1, "progress": progress})] } else { vec![] };
         let beat = json!({
-            "instance_id": "i-1", "seq": self.beat_seq, "state": "ready", "capacity": 1,
+            "instance_id": self.instance, "seq": self.beat_seq, "state": "ready", "capacity": 1,
             "interval_ms": 1000, "executions": executions,
         })
         .to_string();
@@ -382,7 +393,8 @@ impl Sim {
                                 Edge::Lists
                             }
                             Truth::Empty => {
-                                Edge::ListsNot { times: self.world.note_empty_answer(&id, 1_000, self.now) }
+                                let word_ms = facts.channel.word_ms();
+                                Edge::ListsNot { times: self.world.note_empty_answer(&id, word_ms, self.now) }
                             }
                             Truth::Away => Edge::NoResponders,
                             Truth::Mute => Edge::NoAnswer,
