@@ -23,6 +23,8 @@ pub struct Listed {
     pub rose_at: Timestamp,
     /// The same, however often we had to begin anew since.
     pub stands_since: Timestamp,
+    /// When a heartbeat named its progress last, where that is no list; `None`: none since our sight began.
+    pub named_at: Option<Timestamp>,
 }
 
 /// An execution that the instance holds by the log and does not list.
@@ -92,6 +94,8 @@ pub struct Claims {
     pub spacing_ms: u64,
     /// When that came.
     counted_at: Option<Timestamp>,
+    /// Its heartbeats are no lists and name progress only: what it holds its registry says.
+    only_progress: bool,
     listed: Vec<Listed>,
     missing: Vec<Missing>,
     extra: Vec<Extra>,
@@ -128,6 +132,7 @@ impl Claims {
             greeted: false,
             spacing_ms: 0,
             counted_at: None,
+            only_progress: false,
             listed: Vec::new(),
             missing: Vec::new(),
             extra: Vec::new(),
@@ -152,6 +157,9 @@ impl Claims {
         self.last_at = None;
         self.listed_at = None;
         self.counted_at = None;
+        for listed in &mut self.listed {
+            listed.named_at = None;
+        }
         for missing in &mut self.missing {
             missing.times = 0;
         }
@@ -185,6 +193,25 @@ impl Claims {
         self.interval_ms = beat.interval_ms;
         self.said_gone |= beat.state == AgentState::Gone;
         true
+    }
+
+    /// Notes the progress that a heartbeat names of what a registry lists.
+    pub fn hear_progress(&mut self, claims: &[Claim<'_>], now: Timestamp) {
+        self.only_progress = true;
+        let named: HashMap<(&str, u32), f64> =
+            claims.iter().filter_map(|c| Some(((c.id.as_ref(), c.attempt), c.progress?))).collect();
+        for listed in &mut self.listed {
+            if let Some(progress) = named.get(&(listed.id.as_str(), listed.attempt)) {
+                listed.rise(Some(*progress), now);
+                listed.named_at = Some(now);
+            }
+        }
+    }
+
+    /// Its heartbeats are its lists, whatever was before.
+    pub const fn hear_lists(&mut self) {
+        self.only_progress = false;
+        self.spacing_ms = 0;
     }
 
     /// Whether a list says the same as the last one, and nothing about it is odd: then only progress moves.
@@ -224,6 +251,7 @@ impl Claims {
                     progress: claim.progress,
                     rose_at: now,
                     stands_since: now,
+                    named_at: None,
                 },
             };
             listed.rise(claim.progress, now);
@@ -327,7 +355,8 @@ impl Claims {
         if let Some(listed) = self.lists(id, attempt) {
             let known = |at| listed.progress.map(|_| at);
             let (rose_at, stands_since) = (known(listed.rose_at), known(listed.stands_since));
-            return Listing::Listed { at, rose_at, stands_since };
+            let named_at = if self.only_progress { listed.named_at } else { known(at) };
+            return Listing::Listed { at, rose_at, stands_since, named_at };
         }
         match self.missing.iter().find(|m| m.attempt == attempt && m.id == *id) {
             Some(Missing { since, first, times, .. }) => {
@@ -382,127 +411,4 @@ impl Listed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Log(Vec<(ExecutionId, u32, Timestamp)>);
-
-    impl Expectation for Log {
-        fn held(&self) -> impl Iterator<Item = (&ExecutionId, u32, Timestamp)> {
-            self.0.iter().map(|(id, attempt, grace)| (id, *attempt, *grace))
-        }
-        fn holds(&self, id: &ExecutionId, attempt: u32) -> bool {
-            self.0.iter().any(|held| held.0 == *id && held.1 == attempt)
-        }
-        fn known(&self, _: &ExecutionId, _: u32) -> Known {
-            Known::NotTheirs
-        }
-    }
-
-    fn id(text: &str) -> ExecutionId {
-        ExecutionId::new(text).unwrap()
-    }
-
-    fn t(ms: i64) -> Timestamp {
-        Timestamp::from_millis(ms)
-    }
-
-    fn claim(name: &str, progress: f64) -> OwnedClaim {
-        OwnedClaim { id: id(name), attempt: 1, progress: Some(progress) }
-    }
-
-    fn listed(at: i64, rose_at: i64, stands_since: i64) -> Listing {
-        let (rose_at, stands_since) = (Some(t(rose_at)), Some(t(stands_since)));
-        Listing::Listed { at: t(at), rose_at, stands_since }
-    }
-
-    fn claims() -> Claims {
-        Claims::new(InstanceId::new("i").unwrap())
-    }
-
-    #[test]
-    fn absence_counts_from_the_first_list_beyond_the_grace_and_starts_again_when_it_is_listed() {
-        let log = Log(vec![(id("x"), 1, t(100))]);
-        let mut claims = claims();
-        assert_eq!(claims.list(&[], &log, t(50)).missing, []);
-        assert_eq!(claims.listing(&id("x"), 1), Listing::Unlisted { since: t(50), first: t(50), times: 0 });
-        assert_eq!(claims.list(&[], &log, t(110)).missing, []);
-        assert_eq!(claims.list(&[claim("x", 1.0)], &log, t(120)).missing, []);
-        assert_eq!(claims.list(&[], &log, t(130)).missing, []);
-        assert_eq!(claims.list(&[], &log, t(140)).missing, [id("x")]);
-        assert_eq!(claims.listing(&id("x"), 1), Listing::Unlisted { since: t(130), first: t(130), times: 2 });
-        claims.void();
-        assert_eq!(claims.listing(&id("x"), 1), Listing::Unknown);
-        assert_eq!(claims.list(&[], &log, t(150)).missing, [id("x")], "to be looked at");
-        let anew = Listing::Unlisted { since: t(150), first: t(130), times: 1 };
-        assert_eq!(claims.listing(&id("x"), 1), anew, "what was counted before is void");
-    }
-
-    #[test]
-    fn lists_that_come_too_soon_vouch_and_count_against_nothing() {
-        let log = Log(vec![(id("x"), 1, t(0))]);
-        let mut claims = claims();
-        claims.spacing_ms = 100;
-        assert_eq!(claims.list(&[claim("z", 1.0)], &log, t(10)).missing, []);
-        let odd = claims.list(&[claim("z", 1.0)], &log, t(109));
-        assert_eq!((odd.missing, odd.extras_due), (vec![], false));
-        assert_eq!(claims.listing(&id("x"), 1), Listing::Unlisted { since: t(10), first: t(10), times: 1 });
-        let odd = claims.list(&[claim("z", 1.0)], &log, t(110));
-        assert_eq!((odd.missing, odd.extras_due), (vec![id("x")], true));
-        // One that names it ends the row, however soon it comes.
-        claims.list(&[claim("x", 1.0)], &log, t(120));
-        assert!(matches!(claims.listing(&id("x"), 1), Listing::Listed { .. }));
-        assert_eq!(claims.list(&[], &log, t(130)).missing, []);
-        assert_eq!(claims.listing(&id("x"), 1), Listing::Unlisted { since: t(130), first: t(130), times: 0 });
-        assert_eq!(claims.list(&[], &log, t(210)).missing, []);
-        assert_eq!(claims.list(&[], &log, t(310)).missing, [id("x")]);
-        // What is void was not counted either.
-        claims.void();
-        claims.list(&[], &log, t(311));
-        let anew = Listing::Unlisted { since: t(311), first: t(210), times: 1 };
-        assert_eq!(claims.listing(&id("x"), 1), anew);
-    }
-
-    #[test]
-    fn progress_only_rises_and_another_attempt_is_another_thing() {
-        let log = Log(vec![(id("x"), 1, t(0))]);
-        let mut claims = claims();
-        claims.list(&[claim("x", 5.0)], &log, t(10));
-        claims.list(&[claim("x", 4.0)], &log, t(20));
-        assert_eq!(claims.listing(&id("x"), 1), listed(20, 10, 10));
-        claims.list(&[claim("x", 6.0)], &log, t(30));
-        assert_eq!(claims.listing(&id("x"), 1), listed(30, 30, 30));
-        assert_eq!(claims.listing(&id("x"), 2), Listing::Unknown);
-        claims.void();
-        claims.list(&[claim("x", 6.0)], &log, t(90));
-        assert_eq!(claims.listing(&id("x"), 1), listed(90, 90, 30));
-        claims.void();
-        claims.list(&[claim("x", 7.0)], &log, t(95));
-        assert_eq!(claims.listing(&id("x"), 1), listed(95, 95, 95));
-    }
-
-    #[test]
-    fn what_is_not_theirs_is_counted_until_it_is_no_longer_listed() {
-        let log = Log(vec![]);
-        let mut claims = claims();
-        let odd = claims.list(&[claim("z", 1.0)], &log, t(10));
-        assert_eq!((odd.lasting_extras, odd.extras_due), (vec![], false));
-        let odd = claims.list(&[claim("z", 1.0)], &log, t(20));
-        assert_eq!((odd.lasting_extras, odd.extras_due), (vec![(id("z"), 1)], true));
-        claims.list(&[], &log, t(30));
-        assert!(claims.is_plain());
-    }
-
-    #[test]
-    fn a_replayed_heartbeat_counts_for_nothing() {
-        let read = |seq| {
-            format!(r#"{{"instance_id":"i","seq":{seq},"state":"ready","capacity":1,"executions":[]}}"#)
-        };
-        let mut claims = claims();
-        let (five, four) = (read(5), read(4));
-        assert!(claims.beat(&Heartbeat::read("a", five.as_bytes()).unwrap(), t(1)));
-        assert!(!claims.beat(&Heartbeat::read("a", five.as_bytes()).unwrap(), t(2)));
-        assert!(!claims.beat(&Heartbeat::read("a", four.as_bytes()).unwrap(), t(3)));
-        assert_eq!(claims.last_at, Some(t(1)));
-    }
-}
+mod tests;

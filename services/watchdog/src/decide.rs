@@ -535,7 +535,7 @@ impl Case<'_> {
         }
         alarm.next = alarm.next.min(facts.deadline);
         let timeout = facts.stall_timeout_ms?;
-        let (Some(stall), Listing::Listed { at, .. }) = (facts.stall(), facts.listing) else {
+        let (Some(stall), Listing::Listed { named_at, .. }) = (facts.stall(), facts.listing) else {
             // Its progress is not known yet (again): nothing wakes us when it is, so look when it could be due.
             alarm.next = alarm.next.min(self.now.plus_ms(timeout));
             if facts.asked != Asked::No {
@@ -552,9 +552,9 @@ impl Case<'_> {
             alarm.next = alarm.next.min(due_at);
             return None;
         }
-        // Only a list that came after the time was up shows that nothing moved in all of it.
-        if at < due_at {
-            alarm.next = alarm.next.min(self.next_word());
+        // Only what a heartbeat says after the time was up shows that nothing moved in all of it.
+        if named_at.is_none_or(|at| at < due_at) {
+            alarm.next = alarm.next.min(self.now.plus_ms(facts.channel.interval_ms.max(1)));
             return None;
         }
         let ground = Ground {

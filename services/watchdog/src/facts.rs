@@ -86,6 +86,9 @@ pub enum Listing {
         rose_at: Option<Timestamp>,
         /// The same, however often we had to begin anew since.
         stands_since: Option<Timestamp>,
+        /// When progress was named last, by this list, or by a heartbeat where a registry is the list; `None`: not in our
+        /// present sight.
+        named_at: Option<Timestamp>,
     },
     /// The latest lists do not.
     Unlisted {

@@ -144,6 +144,7 @@ pub fn healthy_sample() -> (Facts, Timestamp) {
             at: at(10 * MINUTE - 1_000),
             rose_at: Some(at(9 * MINUTE)),
             stands_since: Some(at(9 * MINUTE)),
+            named_at: Some(at(10 * MINUTE - 1_000)),
         },
         vouched_at: Some(at(10 * MINUTE - 1_000)),
         sight_since: Some(at(-MINUTE)),
@@ -162,7 +163,8 @@ fn silent_sample() -> (Facts, Timestamp) {
     let (mut facts, now) = healthy_sample();
     facts.standing = Standing::Silent { since: at(8 * MINUTE) };
     facts.channel.last_at = Some(at(8 * MINUTE - 5_000));
-    facts.listing = Listing::Listed { at: at(8 * MINUTE - 5_000), rose_at: None, stands_since: None };
+    facts.listing =
+        Listing::Listed { at: at(8 * MINUTE - 5_000), rose_at: None, stands_since: None, named_at: None };
     facts.vouched_at = Some(at(8 * MINUTE - 5_000));
     facts.canary = true;
     facts.edge = Edge::NoResponders;

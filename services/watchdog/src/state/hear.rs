@@ -111,8 +111,14 @@ impl World {
         }
         self.counters.beats += 1;
         let hole = self.gaps.hear(&mut entry.steps, before, beat.seq, now);
-        // With `control` the registry replaces the list.
-        let known = registry || claims.list_again(&beat.executions, now);
+        // With `control` the registry replaces the list, and knows of no progress.
+        let known = if registry {
+            claims.hear_progress(&beat.executions, now);
+            true
+        } else {
+            claims.hear_lists();
+            claims.list_again(&beat.executions, now)
+        };
         if hole {
             metrics::counter!("rollcall_heartbeat_gaps_total").increment(1);
             if self.gaps.take_suspicion() {

@@ -367,7 +367,7 @@ fn what_is_not_known_is_null_in_the_evidence() {
     let (mut facts, now) = healthy_sample();
     facts.channel.last_at = None;
     facts.sight_since = None;
-    facts.listing = Listing::Listed { at: now, rose_at: None, stands_since: None };
+    facts.listing = Listing::Listed { at: now, rose_at: None, stands_since: None, named_at: None };
     let evidence = effect::evidence(&facts, &SAMPLE_LIMITS, None, now);
     for unknown in [
         "/heartbeats/last_age_ms",

@@ -7,8 +7,11 @@ use rollcall_core::{
     wire::ErrorBody,
 };
 use serde_json::json;
+use watchdog::sight::Void;
 
 use crate::sim::{Begun, CYCLE_MS, HOUR, LIMITS, Sim, Truth, agent, execution, instance};
+
+const INTERVAL_MS: u64 = LIMITS.interval_ms;
 
 fn recovered(action: RecoveryAction, returned: bool) -> Recovered {
     Recovered {
@@ -173,4 +176,89 @@ fn a_registry_is_not_asked_more_often_because_its_agent_beats_more_often() {
     assert_eq!(sim.recovered.len(), 1);
     assert!(sim.recovered[0].2.since_ms(from) >= CYCLE_MS / 2);
     assert_eq!(sim.recovered[0].0, RecoveryReason::Orphaned);
+}
+
+const STALL_TIMEOUT_MS: u64 = 10_000;
+
+/// Heartbeats that name this progress at every step, or none, and its registry's answers beside them.
+fn passes(sim: &mut Sim, ms: u64, progress: impl Fn(u64) -> Option<u64>) {
+    for step in 0..ms / INTERVAL_MS {
+        sim.advance(INTERVAL_MS);
+        if let Some(progress) = progress(step) {
+            sim.beat(true, progress);
+        }
+        if step % (CYCLE_MS / INTERVAL_MS) == 0 {
+            sim.registry(&["x"]);
+        }
+    }
+}
+
+#[test]
+fn progress_that_heartbeats_name_beside_a_registry_counts_for_the_stall_clock() {
+    let mut sim = Sim::driven(Begun::Started, HOUR, Some(STALL_TIMEOUT_MS));
+    passes(&mut sim, 5 * STALL_TIMEOUT_MS, Some);
+    assert!(sim.is_untouched(), "it moves: {:?}", sim.recovered);
+    passes(&mut sim, STALL_TIMEOUT_MS - INTERVAL_MS, |_| Some(1_000));
+    assert!(sim.is_untouched(), "{:?}", sim.recovered);
+    passes(&mut sim, 3 * INTERVAL_MS, |_| Some(1_000));
+    assert_eq!(sim.recovered.len(), 1);
+    let (reason, terminate, _) = sim.recovered[0];
+    assert_eq!((reason, terminate), (RecoveryReason::Stalled, TerminateOutcome::Confirmed));
+}
+
+#[test]
+fn a_registry_alone_never_says_that_progress_stands_still() {
+    // No heartbeat names any.
+    let mut sim = Sim::driven(Begun::Started, HOUR, Some(STALL_TIMEOUT_MS));
+    passes(&mut sim, 3 * STALL_TIMEOUT_MS, |_| None);
+    assert!(sim.is_untouched(), "{:?}", sim.recovered);
+    // They did, and do no more: its time is bounded by its deadline.
+    passes(&mut sim, STALL_TIMEOUT_MS / 2, Some);
+    passes(&mut sim, 3 * STALL_TIMEOUT_MS, |_| None);
+    assert!(sim.is_untouched(), "{:?}", sim.recovered);
+    // What was named before our sight began does not count either.
+    passes(&mut sim, 2 * INTERVAL_MS, |step| Some(1_000 + step));
+    sim.blind(Void::Dropped, 500);
+    passes(&mut sim, 3 * STALL_TIMEOUT_MS, |_| None);
+    assert!(sim.is_untouched(), "{:?}", sim.recovered);
+}
+
+#[test]
+fn who_gives_up_its_registry_is_judged_by_its_lists_like_everybody() {
+    let mut sim = Sim::driven(Begun::Started, HOUR, Some(STALL_TIMEOUT_MS));
+    passes(&mut sim, LIMITS.dispatch_grace_ms + CYCLE_MS, Some);
+    sim.drive(None);
+    for _ in 0..=STALL_TIMEOUT_MS / INTERVAL_MS {
+        sim.advance(INTERVAL_MS);
+        sim.beat(true, 5);
+    }
+    assert_eq!(sim.recovered.first().map(|lost| lost.0), Some(RecoveryReason::Stalled));
+
+    let mut sim = Sim::driven(Begun::Started, HOUR, None);
+    passes(&mut sim, LIMITS.dispatch_grace_ms + CYCLE_MS, Some);
+    sim.drive(None);
+    sim.truth = Truth::Empty;
+    for _ in 0..2 {
+        sim.advance(INTERVAL_MS);
+        sim.beat(false, 0);
+    }
+    assert_eq!(
+        sim.recovered.first().map(|lost| lost.0),
+        Some(RecoveryReason::Orphaned),
+        "two lists without it"
+    );
+}
+
+#[test]
+fn what_was_asked_to_end_is_asked_again_after_a_blindness_once_a_heartbeat_says_that_it_stands_still() {
+    let mut sim = Sim::driven(Begun::Started, HOUR, Some(STALL_TIMEOUT_MS));
+    sim.ending = None;
+    passes(&mut sim, STALL_TIMEOUT_MS + 4 * INTERVAL_MS, |_| Some(7));
+    assert!(sim.terminations > 0 && sim.recovered.is_empty());
+    sim.blind(Void::Dropped, 500);
+    let asked = sim.terminations;
+    passes(&mut sim, 2 * STALL_TIMEOUT_MS, |_| None);
+    assert_eq!(sim.terminations, asked, "nobody has said that it still does");
+    passes(&mut sim, 2 * CYCLE_MS, |_| Some(7));
+    assert!(sim.terminations > asked);
 }

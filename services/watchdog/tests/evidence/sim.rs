@@ -252,7 +252,20 @@ impl Sim {
     }
 
     pub fn register(&mut self, name: &str, interval_ms: u64) {
-        let profile = Profile {
+        let profile = self.profile(name, interval_ms);
+        self.agent_event("a", AgentEvent::Registered(profile));
+        self.status(name, Status::Connected);
+    }
+
+    /// Its heartbeats name another way to drive it than before.
+    pub fn drive(&mut self, control: Option<Endpoint>) {
+        self.control = control;
+        let profile = self.profile(self.instance, 1_000);
+        self.agent_event("a", AgentEvent::Updated(profile));
+    }
+
+    fn profile(&self, name: &str, interval_ms: u64) -> Profile {
+        Profile {
             agent_id: agent(),
             instance_id: instance(name),
             capacity: 1,
@@ -263,9 +276,7 @@ impl Sim {
             labels: BTreeMap::new(),
             probe: None,
             control: self.control.clone(),
-        };
-        self.agent_event("a", AgentEvent::Registered(profile));
-        self.status(name, Status::Connected);
+        }
     }
 
     pub fn status(&mut self, name: &str, status: Status) {
