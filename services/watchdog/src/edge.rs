@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::{config::ms, shared::Shared};
 
-/// How long an instance may take to say what it holds.
+/// How long an instance may take to say what it holds, over NATS. A registry gets what a probe of it would.
 pub const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// A registry's answer serves everybody who asks within so long; never longer than half a cycle, nor than the dispatch
 /// grace, so that it came after the dispatch of whatever it may count against.
@@ -87,7 +87,8 @@ async fn look_since(shared: &Shared, agent: &AgentId, instance: &InstanceId, not
         let interval = ms(shared.settings.cycle_interval);
         let news = |list: &RegistryList| shared.with(|world, now| world.registry(agent, list, interval, now));
         let of = (agent, &endpoint);
-        return match shared.answers.get(&shared.registries, of, not_before, LOOK_TIMEOUT, news).await {
+        let timeout = shared.settings.probe_timeout;
+        return match shared.answers.get(&shared.registries, of, not_before, timeout, news).await {
             Ok(RegistryList { running, known }) => {
                 Answer::HoldsAnyAttempt(running.into_iter().chain(known).collect())
             }

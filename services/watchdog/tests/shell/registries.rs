@@ -8,7 +8,7 @@ use rollcall_core::{
 };
 use serde_json::json;
 use tokio_util::task::TaskTracker;
-use watchdog::{sentry, shared::Shared};
+use watchdog::{edge::LOOK_TIMEOUT, sentry, shared::Shared};
 
 use crate::{
     control,
@@ -177,5 +177,20 @@ async fn what_its_registry_names_again_after_its_recovery_is_counted_once() {
     registry.runs(&["x"]);
     cycles_pass(&fleet, &registry).await;
     assert_eq!(heard().await, 1, "the same attempt");
+    dog.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_has_the_time_of_a_probe_and_not_of_a_request_over_nats() {
+    let (mut fleet, registry) = fleet("300").await;
+    fleet.set("ROLLCALL_PROBE_TIMEOUT_MS", "20000");
+    registry.slow(LOOK_TIMEOUT + LOOK_TIMEOUT / 4);
+    registry.runs(&["kept"]);
+    fleet.run("kept", "h", "i-1", LONG).await;
+    fleet.run("dropped", "h", "i-1", LONG).await;
+    let dog = fleet.watchdog().await;
+    let dropped = fleet.recovery("dropped").await;
+    assert_eq!((dropped.reason, dropped.terminate), (RecoveryReason::Orphaned, TerminateOutcome::NotRunning));
+    assert_eq!(fleet.row("kept").await, "healthy");
     dog.stop().await;
 }

@@ -112,7 +112,7 @@ pub const VARIABLES: [Variable; 32] = [
         "ROLLCALL_PROBE_TIMEOUT_MS",
         "3000",
         Kind::Millis(TICK, HOUR),
-        "time one probe may take, at most its interval",
+        "time one probe may take, at most its interval; and one call of a registry",
     ),
     var(
         "ROLLCALL_DISPATCH_GRACE_MS",
