@@ -199,11 +199,15 @@ fn blame(error: &std::io::Error, doing: &str) -> Found {
         return Found::Void(words);
     }
     match error.kind() {
-        Kind::ConnectionRefused => Found::bad(Cause::Refused, words),
+        // A packet filter, here or on the way, and a router that knows no way to that host say no at once: whoever is told
+        // "timeout" would look at the agent. Which of them it was is in the words.
+        Kind::ConnectionRefused | Kind::PermissionDenied | Kind::HostUnreachable => {
+            Found::bad(Cause::Refused, words)
+        }
         Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe | Kind::UnexpectedEof => {
             Found::bad(Cause::Reset, words)
         }
-        // Host unreachable, timed out, and what has no name: no answer from there.
+        // Timed out, and what has no name: no answer from there.
         _ => Found::bad(Cause::Timeout, words),
     }
 }

@@ -146,15 +146,29 @@ async fn our_own_limits_are_not_held_against_the_agent() {
         let error = std::io::Error::from_raw_os_error(code);
         assert!(matches!(blame(&error, "connect"), Found::Void(_)), "{error}");
     }
-    for (code, expected) in
-        [(111, Cause::Refused), (104, Cause::Reset), (113, Cause::Timeout), (110, Cause::Timeout)]
-    {
+    for (code, expected) in [(111, Cause::Refused), (104, Cause::Reset), (110, Cause::Timeout)] {
         assert_eq!(cause(&blame(&std::io::Error::from_raw_os_error(code), "connect")), Some(expected));
     }
     let mut prober = prober();
     prober.resolver = Arc::new(Handleless);
     let found = probe(&prober, "http", "http://agent.test/").await;
     assert!(matches!(found, Found::Void(_)), "{found:?}");
+}
+
+/// A packet filter that forbids it (EPERM, EACCES) and a router that knows no way (EHOSTUNREACH) answer at once: nobody
+/// has waited in vain. Which it was is said in words.
+#[test]
+fn what_a_filter_or_a_router_turns_away_is_refused_and_says_by_what() {
+    for code in [1, 13, 113] {
+        let error = std::io::Error::from_raw_os_error(code);
+        match blame(&error, "connect to 10.0.0.7:80") {
+            Found::Bad(Cause::Refused, words) => {
+                assert_eq!(words, format!("connect to 10.0.0.7:80: {error}"));
+                assert!(words.contains(&format!("(os error {code})")), "{words}");
+            }
+            other => panic!("{error}: {other:?}"),
+        }
+    }
 }
 
 /// Has no file handle left to ask a name server.
