@@ -6,25 +6,27 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Timestamp,
-    agent::{Agent, Parting, Status},
+    agent::Agent,
     execution::Execution,
     gaps::{Gaps, Steps},
-    wire::{INTERVAL_MS, TerminateState},
 };
 
 use crate::{
-    breaker::{Breaker, BreakerLimits, Count, RateLimit},
+    breaker::{Breaker, BreakerLimits, RateLimit},
     claims::Claims,
-    decide::{Judgement, Verdict, judge},
+    decide::Judgement,
     due::Due,
-    facts::{Asked, Channel, Edge, Facts, Limits, Listing, Promise, Standing, Waiting},
+    facts::{Asked, Edge, Facts, Limits, Promise, Waiting},
     matrix::Row,
     sight::{Sight, Void},
 };
 
 mod apply;
+mod brakes;
 mod ended;
+mod facts;
 mod hear;
+mod plan;
 
 pub use apply::{Applied, Invalid};
 pub use ended::{ENDED_KEPT_MAX, Ended, EndedNote};
@@ -236,226 +238,6 @@ impl World {
         }
     }
 
-    /// The facts about an execution, with what was looked up for this judgement. `None`: not open.
-    #[must_use]
-    pub fn facts(&self, id: &ExecutionId, looks: &Looks) -> Option<Facts> {
-        let execution = self.executions.get(id)?;
-        let trouble = self.troubles.get(id).filter(|t| t.attempt == execution.attempt);
-        let sight_since = self.sight.since().map(|since| since.max(self.resumed_at));
-        let mut facts = Facts {
-            state: execution.state,
-            started: execution.is_external(),
-            dispatched_at: Timestamp::default(),
-            deadline: Timestamp::default(),
-            cancelled_at: execution.cancel.as_ref().map(|c| c.at),
-            stall_timeout_ms: execution.request.stall_timeout_ms,
-            lost_after_ms: execution.request.lost_after_ms,
-            standing: Standing::Alive,
-            channel: Channel {
-                last_at: None,
-                interval_ms: self.config.limits.interval_ms,
-                said_gone: false,
-                answered: false,
-                driven: false,
-                spacing_ms: 0,
-            },
-            listing: Listing::Unknown,
-            vouched_at: trouble.and_then(|t| t.vouched_at),
-            sight_since,
-            suspended: self.is_suspended(),
-            asked: trouble.map_or(Asked::No, |t| t.asked),
-            waiting: looks.waiting,
-            edge: looks.edge,
-            promise: looks.promise,
-            canary: looks.canary,
-            turn_at: trouble.and_then(|t| t.turn_at),
-        };
-        let Some(held) = execution.holder() else { return Some(facts) };
-        facts.started |= held.started_at.is_some();
-        facts.dispatched_at = held.dispatched_at;
-        facts.deadline = held.deadline;
-        if let Some(entry) = self.agents.get(&held.agent_id) {
-            let claims = entry.claims_of(held.instance_id.as_str());
-            facts.standing = standing(&entry.agent, &held.instance_id, claims);
-            facts.channel.interval_ms = self.interval_of(entry, &held.instance_id, claims);
-            facts.channel.driven = entry.agent.control().is_some();
-            facts.channel.said_gone = matches!(facts.standing, Standing::Gone { by: Parting::Goodbye, .. })
-                || claims.is_some_and(|claims| claims.said_gone);
-            if let Some(claims) = claims {
-                facts.channel.last_at = claims.last_at;
-                facts.channel.answered = claims.answered;
-                facts.channel.spacing_ms = claims.spacing_ms;
-                facts.listing = claims.listing(id, held.number);
-                facts.vouched_at = facts.vouched_at.max(claims.vouched_at(id, held.number));
-            }
-        }
-        Some(facts)
-    }
-
-    /// The interval of an instance, in milliseconds. One that does not count any more and was not heard yet had one
-    /// of its own: what its successor says is nothing about it.
-    fn interval_of(&self, entry: &AgentEntry, instance: &InstanceId, claims: Option<&Claims>) -> u64 {
-        let named = claims.and_then(|c| c.interval_ms);
-        let is_current = entry.agent.instance_id.as_ref().is_none_or(|current| current == instance);
-        let registered = entry.agent.profile.as_ref().filter(|_| is_current).and_then(|p| p.interval_ms);
-        let is_known = is_current || claims.is_some_and(|c| c.seq != 0);
-        let silent_on_it = if is_known { self.config.limits.interval_ms } else { *INTERVAL_MS.end() };
-        named.or(registered).unwrap_or(silent_on_it)
-    }
-
-    /// Judges an execution on what is known now and what was looked up. `None`: not open.
-    #[must_use]
-    pub fn judge(&self, id: &ExecutionId, looks: &Looks, now: Timestamp) -> Option<(Judgement, Facts)> {
-        let facts = self.facts(id, looks)?;
-        Some((judge(&facts, &self.config.limits, now), facts))
-    }
-
-    /// Judges an execution after something changed, and plans when to look again. Nothing is planned before the log
-    /// was read to its end, and for one that somebody works on: it is settled when that work is done.
-    pub fn settle(&mut self, id: &ExecutionId, now: Timestamp) {
-        if !self.sight.caught_up() {
-            return;
-        }
-        if let Some(trouble) = self.troubles.get_mut(id).filter(|t| t.in_flight) {
-            trouble.changed = true;
-            return;
-        }
-        let Some((judgement, _)) = self.judge(id, &Looks::default(), now) else {
-            self.forget(id);
-            return;
-        };
-        self.note(id, judgement.row, now);
-        self.plan(id, judgement.verdict, now);
-    }
-
-    fn plan(&mut self, id: &ExecutionId, verdict: Verdict, now: Timestamp) {
-        let at = match verdict {
-            Verdict::Leave => return self.due.remove(id),
-            Verdict::WaitUntil(at) => at,
-            Verdict::Postpone(at) => {
-                self.postponed.insert(id.clone());
-                at
-            }
-            Verdict::Look(_) | Verdict::Terminate(_) | Verdict::Recover(_) => now,
-        };
-        self.plan_at(id, at);
-    }
-
-    fn plan_at(&mut self, id: &ExecutionId, at: Timestamp) {
-        self.woken |= self.due.next().is_none_or(|next| at < next);
-        self.due.set(id, at);
-    }
-
-    fn note(&mut self, id: &ExecutionId, row: Row, now: Timestamp) {
-        let Some(execution) = self.executions.get(id) else { return };
-        let attempt = execution.attempt;
-        if self.troubles.get(id).is_some_and(|t| t.attempt != attempt) {
-            self.troubles.remove(id);
-        }
-        match self.troubles.get_mut(id) {
-            Some(trouble) => {
-                trouble.row = row;
-                trouble.decided = None;
-                // A turn that could not be taken when it came is over, or all that passed while we were blind, or
-                // suspended, or their agents answered, would be recovered at once.
-                if !matches!(row, Row::AgentLost | Row::RateLimited) {
-                    trouble.turn_at = None;
-                }
-            }
-            None if is_plain(row) => return,
-            None => {
-                self.troubles.insert(id.clone(), Trouble::new(attempt, row, now));
-            }
-        }
-        if is_plain(row) && self.troubles.get(id).is_some_and(|t| !t.in_flight) {
-            self.troubles.remove(id);
-        }
-    }
-
-    fn forget(&mut self, id: &ExecutionId) {
-        self.due.remove(id);
-        self.troubles.remove(id);
-        self.postponed.remove(id);
-    }
-
-    /// Takes the first due execution that needs work; the others that were due are planned anew. It stays taken
-    /// until [`World::landed`]. Comes with the attempt that is to be worked on.
-    pub fn take_due(&mut self, now: Timestamp) -> Option<(ExecutionId, u32)> {
-        while let Some(id) = self.due.pop(now) {
-            self.postponed.remove(&id);
-            let Some((judgement, _)) = self.judge(&id, &Looks::default(), now) else { continue };
-            self.note(&id, judgement.row, now);
-            if !judgement.verdict.is_work() {
-                self.plan(&id, judgement.verdict, now);
-                continue;
-            }
-            if let Some(execution) = self.executions.get(&id) {
-                let attempt = execution.attempt;
-                let trouble = self
-                    .troubles
-                    .entry(id.clone())
-                    .or_insert_with(|| Trouble::new(attempt, judgement.row, now));
-                trouble.in_flight = true;
-                trouble.changed = false;
-                return Some((id, attempt));
-            }
-        }
-        None
-    }
-
-    /// The work on an execution is over, with this judgement on everything that was looked up, and with that (`None`:
-    /// it ended, or the work failed). `retry_at`: not again before.
-    pub fn landed(
-        &mut self,
-        (id, attempt): (&ExecutionId, u32),
-        judged: Option<(Judgement, Facts)>,
-        retry_at: Option<Timestamp>,
-        now: Timestamp,
-    ) {
-        let mut changed = true;
-        // The next attempt's work is not ours to end.
-        if let Some(trouble) = self.troubles.get_mut(id).filter(|t| t.attempt == attempt) {
-            trouble.in_flight = false;
-            changed = std::mem::take(&mut trouble.changed);
-            // Its turn is over: those that failed together wait in line again.
-            if retry_at.is_some() {
-                trouble.turn_at = None;
-            }
-        }
-        match judged.filter(|(j, _)| !changed && !j.verdict.is_work() && self.executions.contains_key(id)) {
-            // Judged without what was looked up it would only be looked up again at once.
-            Some((judgement, facts)) => {
-                self.note(id, judgement.row, now);
-                self.plan(id, judgement.verdict, now);
-                if let Some(trouble) = self.troubles.get_mut(id) {
-                    trouble.decided = Some((judgement, facts));
-                }
-            }
-            None => self.settle(id, now),
-        }
-        if let Some(at) = retry_at
-            && self.due.of(id).is_some_and(|planned| planned < at)
-        {
-            self.plan_at(id, at);
-        }
-    }
-
-    /// How an execution is judged, for people: what was decided with everything looked up, and on what, while that
-    /// stands.
-    #[must_use]
-    pub fn standing_judgement(&self, id: &ExecutionId, now: Timestamp) -> Option<(Judgement, Facts)> {
-        let (judgement, facts) = self.judge(id, &Looks::default(), now)?;
-        let decided = self.troubles.get(id).and_then(|t| t.decided.clone());
-        Some(decided.filter(|_| judgement.verdict.is_work()).unwrap_or((judgement, facts)))
-    }
-
-    /// Judges again all that waited for sight or trust in silence.
-    pub fn settle_postponed(&mut self, now: Timestamp) {
-        for id in std::mem::take(&mut self.postponed) {
-            self.settle(&id, now);
-        }
-    }
-
     /// Something made evidence void.
     pub fn void(&mut self, trouble: Void) {
         if self.sight.since().is_some() {
@@ -501,160 +283,7 @@ impl World {
         self.settle_postponed(now);
         true
     }
-
-    /// Everything is judged: for the first time, when the log was read to its end, or anew.
-    pub fn settle_all(&mut self, now: Timestamp) {
-        let ids: Vec<ExecutionId> = self.executions.keys().cloned().collect();
-        for id in ids {
-            self.settle(&id, now);
-        }
-    }
-
-    fn settle_held(&mut self, agent: &AgentId, now: Timestamp) {
-        let held: Vec<ExecutionId> =
-            self.agents.get(agent).map(|e| e.held.iter().cloned().collect()).unwrap_or_default();
-        for id in held {
-            self.settle(&id, now);
-        }
-    }
-
-    /// Takes a place in the rate limit for an execution, once per loss.
-    pub fn take_turn(&mut self, id: &ExecutionId, now: Timestamp) {
-        if self.troubles.get(id).is_none_or(|t| t.turn_at.is_none()) {
-            let at = self.limiter.reserve(now);
-            if let Some(trouble) = self.troubles.get_mut(id) {
-                trouble.turn_at = Some(at);
-            }
-        }
-    }
-
-    /// Another watchdog recovered this for silence, just now: it took the place that comes next in our line as well, so that
-    /// all of them together keep to the rate. Whoever had that place gets the one that this waited for.
-    pub(crate) fn yield_turn(&mut self, id: &ExecutionId, now: Timestamp) {
-        let given_up = match self.troubles.get(id).and_then(|trouble| trouble.turn_at) {
-            // It was its turn here too.
-            Some(at) if at <= now => return,
-            Some(at) => at,
-            None => self.limiter.reserve(now),
-        };
-        let waiting = self.troubles.iter_mut().filter(|(other, _)| *other != id);
-        let next = waiting.filter_map(|(_, trouble)| trouble.turn_at.as_mut()).filter(|at| **at > now).min();
-        if let Some(next) = next {
-            *next = (*next).max(given_up);
-        }
-    }
-
-    /// How long a newcomer waits in the line of the rate limit.
-    #[must_use]
-    pub fn rate_backlog_ms(&self, now: Timestamp) -> u64 {
-        self.limiter.backlog_ms(now)
-    }
-
-    /// Whether silence condemns nobody now.
-    #[must_use]
-    pub const fn is_suspended(&self) -> bool {
-        self.log_suspended || self.tripped
-    }
-
-    /// The breaker's own view, apart from what the log says.
-    #[must_use]
-    pub const fn is_tripped(&self) -> bool {
-        self.tripped
-    }
-
-    /// How many agents are silent, of how many.
-    #[must_use]
-    pub fn silence(&self, now: Timestamp) -> Count {
-        self.breaker.count(&self.config.breaker, now)
-    }
-
-    /// Looks at the breaker if an agent's status changed: after every batch of events, before anything is judged on it.
-    pub fn after_batch(&mut self, now: Timestamp) {
-        if self.breaker_dirty && self.sight.caught_up() {
-            self.check_breaker(now);
-            self.woken |= self.tripped != self.log_suspended;
-        }
-    }
-
-    /// Looks at the breaker.
-    pub fn check_breaker(&mut self, now: Timestamp) {
-        self.breaker_dirty = false;
-        let was = self.is_suspended();
-        self.tripped = self.breaker.holds(was, &self.config.breaker, now);
-        // A suspension that is in nobody's log yet ends the same way as one that is.
-        if was && !self.is_suspended() {
-            self.resume(now);
-        }
-    }
-
-    /// Whether recovery stays suspended because all agents that count are silent.
-    #[must_use]
-    pub fn nobody_is_heard(&self) -> bool {
-        self.breaker.nobody_is_heard()
-    }
-
-    fn resume(&mut self, now: Timestamp) {
-        self.tripped = false;
-        self.breaker.resumed();
-        self.resumed_at = now;
-        self.settle_postponed(now);
-    }
-
-    /// Notes what an agent answered to a request to end an execution. `None`: nothing that makes sense.
-    pub fn note_asked(&mut self, id: &ExecutionId, answer: Option<TerminateState>, now: Timestamp) {
-        let Some(trouble) = self.troubles.get_mut(id) else { return };
-        let pause = TERMINATE_RETRY_MIN_MS.saturating_mul(1 << trouble.asked_times.min(16));
-        trouble.asked_times = trouble.asked_times.saturating_add(1);
-        let next_at = now.plus_ms(pause.min(TERMINATE_RETRY_MAX_MS));
-        trouble.asked = match answer {
-            Some(TerminateState::Terminated) => Asked::Confirmed,
-            Some(TerminateState::NotRunning) => match trouble.asked {
-                Asked::NotRunning { since, .. } => Asked::NotRunning { since, next_at },
-                _ => Asked::NotRunning { since: now, next_at },
-            },
-            Some(TerminateState::StillRunning) | None => Asked::Unconfirmed { next_at },
-        };
-    }
-
-    /// Notes that an instance answered without the execution; returns how many such answers there were in a row. Two
-    /// within half of [`crate::facts::Channel::word_ms`] are one.
-    pub fn note_empty_answer(&mut self, id: &ExecutionId, word_ms: u64, now: Timestamp) -> u32 {
-        let Some(trouble) = self.troubles.get_mut(id) else { return 1 };
-        let (times, last) = trouble.empty_answers.unwrap_or((0, Timestamp::default()));
-        if times == 0 || now.since_ms(last) >= word_ms / 2 {
-            trouble.empty_answers = Some((times.saturating_add(1), now));
-            return times.saturating_add(1);
-        }
-        times
-    }
-
-    /// Notes that an instance listed the execution when asked.
-    pub fn note_full_answer(&mut self, id: &ExecutionId, now: Timestamp) {
-        if let Some(trouble) = self.troubles.get_mut(id) {
-            trouble.empty_answers = None;
-            trouble.vouched_at = Some(now);
-        }
-    }
-
-    /// Executions that were dispatched within the grace, have not ended, and are asked for.
-    pub fn count_in_grace(&self, now: Timestamp, wanted: impl Fn(&ExecutionId) -> bool) -> usize {
-        let grace = self.config.limits.dispatch_grace_ms;
-        let held = |at, id: &ExecutionId| {
-            self.executions.get(id).and_then(Execution::holder).is_some_and(|held| held.dispatched_at == at)
-        };
-        let in_grace = self.in_grace.iter().filter(|(at, _)| at.plus_ms(grace) > now);
-        in_grace.filter(|(at, id)| held(*at, id) && wanted(id)).count()
-    }
-
-    /// Forgets those whose grace is over.
-    pub fn drop_past_grace(&mut self, now: Timestamp) {
-        let grace = self.config.limits.dispatch_grace_ms;
-        while self.in_grace.front().is_some_and(|(at, _)| at.plus_ms(grace) <= now) {
-            self.in_grace.pop_front();
-        }
-    }
 }
-
 impl Trouble {
     const fn new(attempt: u32, row: Row, since: Timestamp) -> Self {
         Self {
@@ -671,39 +300,5 @@ impl Trouble {
             changed: false,
             last_error: None,
         }
-    }
-}
-
-const fn is_plain(row: Row) -> bool {
-    matches!(row, Row::Healthy | Row::InGrace | Row::Unheard | Row::Ended | Row::Queued)
-}
-
-/// Where the holding instance stands, by the log.
-fn standing(agent: &Agent, instance: &InstanceId, claims: Option<&Claims>) -> Standing {
-    let is_current = agent.instance_id.as_ref().is_none_or(|current| current == instance);
-    let said_gone = claims.is_some_and(|claims| claims.said_gone);
-    if is_current {
-        return match agent.status {
-            Some(Status::Gone) => {
-                let by = match said_gone {
-                    true => Parting::Goodbye,
-                    false => agent.parting.unwrap_or(Parting::Forgotten),
-                };
-                Standing::Gone { since: agent.since, by }
-            }
-            Some(status) if status.is_silent() => {
-                Standing::Silent { since: agent.silent_since.unwrap_or(agent.since) }
-            }
-            _ => Standing::Alive,
-        };
-    }
-    if !agent.is_past(instance) {
-        // Never registered: nothing is known of it, its deadline bounds the wait.
-        return Standing::Alive;
-    }
-    let since = agent.registered_at.unwrap_or(agent.since);
-    match said_gone {
-        true => Standing::Gone { since, by: Parting::Goodbye },
-        false => Standing::Superseded { since },
     }
 }
