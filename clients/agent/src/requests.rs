@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use rollcall_core::wire::{
     ApiError, DispatchReply, DispatchRequest, Goodbye, GoodbyeReply, Outcome, PingReply, TerminateReply,
-    TerminateRequest, TerminateState,
+    TerminateRequest, TerminateState, read_object,
 };
 use rollcall_nats::{Message, Subscriber};
 use serde::{Serialize, de::DeserializeOwned};
@@ -78,7 +78,7 @@ pub(crate) async fn answer<W: Worker>(shell: Arc<Shell<W>>, mut requests: Subscr
 }
 
 fn read<T: DeserializeOwned>(message: &Message) -> Result<T, ApiError> {
-    serde_json::from_slice(&message.payload).map_err(|error| ApiError::bad_json("request", &error))
+    read_object("request", &message.payload)
 }
 
 fn json<T: Serialize>(value: &T) -> Bytes {

@@ -258,6 +258,8 @@ async fn what_is_full_or_unreadable_is_refused() {
     for (verb, body) in [
         (AgentVerb::Dispatch, json!({"execution_id": "z"})),
         (AgentVerb::Dispatch, json!([])),
+        // Its fields in their order.
+        (AgentVerb::Terminate, json!(["x", 1, "r", 0])),
         (AgentVerb::Terminate, json!({"execution_id": "x", "attempt": -1})),
         (AgentVerb::Goodbye, json!({"reason": "boredom"})),
     ] {
