@@ -281,6 +281,13 @@ fn redis_is_compared_with_the_log() {
     world.lose();
     assert_eq!(misplaced(Some(&world.x()), &first, &slot("a")), Some(Misplaced::Leaked));
     assert_eq!(misplaced(Some(&world.x()), &Hold::new("x", 2), &waiting), None);
+    // The attempt that it ended with holds nothing either.
+    let x = world.x();
+    world.tell(&x.expire(x.expires_at().unwrap()).unwrap());
+    assert!(world.x().state.is_terminal() && world.x().attempt == 2);
+    for place in [&slot("a"), &waiting] {
+        assert_eq!(misplaced(Some(&world.x()), &Hold::new("x", 2), place), Some(Misplaced::Leaked));
+    }
 }
 
 #[test]

@@ -7,14 +7,19 @@ use rollcall_capacity::testing::RedisServer;
 use rollcall_core::{
     AgentId, Clock as _, ExecutionId, InstanceId, Pool, Timestamp,
     agent::Status,
-    event::{AgentEvent, Event, EventBody, ExecutionEvent, Profile, StatusChanged},
+    event::{AgentEvent, Event, EventBody, ExecutionEvent, PayloadRef, Profile, StatusChanged, Submitted},
     subject::Subjects,
     time::SystemClock,
+    wire::{Delivery, OnLoss},
 };
 use rollcall_nats::{Append, Bus, EventLog, Reports, ensure_streams, testing::NatsServer};
 use rollcall_service::{Context, Settings};
 use serde_json::Value;
-use tokio::task::JoinHandle;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 /// How long a condition may take; far above what it needs, so that only a failure ends here.
@@ -94,11 +99,16 @@ impl Fleet {
 
     /// An instance of an agent with room registers.
     pub async fn registers(&self, id: &AgentId, instance: &str) {
+        self.registers_in(&Pool::default(), 8, id, instance).await;
+    }
+
+    /// The same, in this pool and with this room.
+    pub async fn registers_in(&self, pool: &Pool, capacity: u32, id: &AgentId, instance: &str) {
         let profile = Profile {
             agent_id: id.clone(),
             instance_id: InstanceId::new(instance).unwrap(),
-            capacity: 8,
-            pool: Pool::default(),
+            capacity,
+            pool: pool.clone(),
             interval_ms: None,
             timeout_ms: None,
             version: None,
@@ -112,6 +122,10 @@ impl Fleet {
     /// What the prober writes of an agent with room.
     pub async fn agent(&self, id: &AgentId, instance: &str) {
         self.registers(id, instance).await;
+        self.connected(id, instance).await;
+    }
+
+    pub async fn connected(&self, id: &AgentId, instance: &str) {
         let change = StatusChanged {
             agent_id: id.clone(),
             instance_id: Some(InstanceId::new(instance).unwrap()),
@@ -127,6 +141,40 @@ impl Fleet {
         };
         let connected = AgentEvent::status(Status::Connected, change);
         self.append(self.subjects.agent_event(id), id.as_str(), connected.into()).await;
+    }
+
+    /// What another dispatcher writes of external work that it takes in for this agent.
+    pub async fn submitted(&self, execution: &str, agent: &AgentId) {
+        let id = ExecutionId::new(execution).unwrap();
+        let request = Submitted {
+            execution_id: id.clone(),
+            attempt: 1,
+            agent_id: Some(agent.clone()),
+            pool: Pool::default(),
+            input: PayloadRef { bytes: 4, sha256: "0".repeat(64), seq: 1, attempt: 1 },
+            timeout_ms: None,
+            priority: 5,
+            queue_ttl_ms: 86_400_000,
+            on_loss: OnLoss::Fail,
+            max_attempts: 3,
+            stall_timeout_ms: None,
+            lost_after_ms: None,
+            delivery: Delivery::External,
+            labels: BTreeMap::new(),
+            request_sha256: "0".repeat(64),
+        };
+        let event = ExecutionEvent::from(request);
+        self.append(self.subjects.execution_event(&id), execution, event.into()).await;
+    }
+
+    /// Tells Redis something about its clients.
+    pub async fn redis_client(&self, what: &str) {
+        let url = self.redis.url();
+        let mut socket = UnixStream::connect(url.trim_start_matches("redis+unix://")).await.unwrap();
+        socket.write_all(format!("CLIENT {what}\r\n").as_bytes()).await.unwrap();
+        let mut answer = [0; 5];
+        socket.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"+OK\r\n");
     }
 
     async fn append(&self, subject: String, about: &str, body: EventBody) {

@@ -8,3 +8,4 @@ mod agents;
 mod clock;
 mod harness;
 mod reports;
+mod submissions;
