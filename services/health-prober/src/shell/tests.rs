@@ -25,7 +25,7 @@ struct Bench {
     now: Timestamp,
     seq: u64,
     _server: NatsServer,
-    _inputs: mpsc::Receiver<Input>,
+    inputs: mpsc::Receiver<Input>,
 }
 
 impl Bench {
@@ -55,7 +55,7 @@ impl Bench {
         shell.ready = true;
         shell.fleet.deaf = false;
         let now = shell.clock.now();
-        Self { shell, now, seq: 0, _server: server, _inputs: inputs }
+        Self { shell, now, seq: 0, _server: server, inputs }
     }
 
     /// One that has registered and is well, by the log.
@@ -109,6 +109,20 @@ impl Bench {
     fn told(&mut self) -> Option<GoodbyeReason> {
         self.shell.enforce_deadlines(0, self.now);
         self.answered()
+    }
+
+    /// Sends a canary, which is on its way back once this returns.
+    async fn canary(&mut self) -> hearing::Canary {
+        let now = self.shell.clock.now();
+        self.shell.look_at_proven(now);
+        // Somebody waits for one.
+        self.shell.hearing.unproven.push(0);
+        self.shell.canary_if_due();
+        loop {
+            if let Input::Canary(canary) = self.inputs.recv().await.unwrap() {
+                return canary;
+            }
+        }
     }
 
     fn answered(&self) -> Option<GoodbyeReason> {
@@ -314,6 +328,29 @@ async fn no_responders_counts_for_nothing_once_another_silence_has_begun() {
     bench.beat(1000, &json!([]));
     bench.shell.pinged(0, &"i1".parse().unwrap(), 1, from, PingOutcome::Answered);
     assert_eq!(bench.entry().live.edge.vouched, 0);
+}
+
+#[tokio::test]
+async fn a_canary_proves_no_silence_from_after_it_was_sent() {
+    let mut bench = Bench::with_agent().await;
+    let heartbeats = bench.shell.reach.subjects.all_heartbeats();
+    let mut beats = bench.shell.reach.bus.subscribe(heartbeats).await.unwrap();
+    bench.shell.link_is(Link { connected: true, epoch: 1, changed_at: Instant::now() });
+    bench.shell.listen_up();
+    let first = bench.canary().await;
+    bench.shell.canary_ended(first, &mut beats);
+    assert!(bench.shell.hearing.hears());
+    bench.now = bench.shell.clock.now();
+    bench.beat(0, &json!([]));
+    // It goes out before the next heartbeat is overdue, and is back afterwards.
+    let canary = bench.canary().await;
+    bench.shell.clock.shift(2 * INTERVAL_MS.cast_signed());
+    bench.shell.canary_ended(canary, &mut beats);
+    let now = bench.shell.clock.now();
+    bench.shell.hearing.unproven.clear();
+    bench.shell.look_at(0, now);
+    assert_eq!(bench.entry().live.beat.fails, 0, "what was on its way then came too late for it");
+    assert_eq!(bench.shell.hearing.unproven, [0], "the next one will tell");
 }
 
 #[tokio::test]
