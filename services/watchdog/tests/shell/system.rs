@@ -1,4 +1,5 @@
-//! What watchdogs write about recovery itself: on the state that they decided it on, or not at all.
+//! What watchdogs write about recovery itself: on the state that they decided it on, or not at all. And the cycles that it
+//! comes from.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -106,4 +107,19 @@ async fn that_recovery_fails_is_said_by_the_next_cycle_if_another_spoke_first() 
         fleet.system_events().await,
         [SystemEventKind::RecoverySuspended, SystemEventKind::RecoveryFailing]
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dry_run_sees_is_still_news_to_the_next_cycle() {
+    let fleet = Fleet::start().await;
+    let shared = watchdog(&fleet).await;
+    let cycle = async |dry_run| cycle::run_cycle(&shared, dry_run).await.unwrap();
+    let last = || shared.ledger.last().map(|report| report.cycle);
+    let before = cycle(false).await;
+    shared.with(|world, _| world.counters.recovered += 3);
+    assert_eq!(cycle(true).await.since_last.recovered, 3);
+    assert_eq!(last(), Some(before.cycle), "it is nobody's last cycle");
+    let next = cycle(false).await;
+    assert_eq!((next.since_last.recovered, last()), (3, Some(next.cycle)));
+    assert_eq!(cycle(false).await.since_last.recovered, 0);
 }
