@@ -66,7 +66,7 @@ pub async fn run_cycle(shared: &Shared, dry_run: bool) -> Option<CycleReport> {
             "errors": errors,
         });
         if !shared.say(SystemEventKind::RecoveryFailing, data, decided_on).await {
-            shared.ledger.is_unsaid();
+            shared.ledger.unsaid();
         }
     }
     Some(report)

@@ -287,7 +287,7 @@ impl Ledger {
     }
 
     /// That it fails did not get into the log: the next cycle that failed says it.
-    pub fn is_unsaid(&self) {
+    pub fn unsaid(&self) {
         self.failing.store(false, std::sync::atomic::Ordering::Relaxed);
     }
 }
