@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, rc::Rc};
 use rollcall_agent::state::{Admission, Book, Ending, Key, Refusal, StopCause, Termination};
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId,
-    wire::{AgentState, Claim, Heartbeat, Outcome, OwnedClaim},
+    wire::{AgentState, Claim, Heartbeat, InFlight, Outcome, OwnedClaim},
 };
 
 use crate::{
@@ -95,7 +95,7 @@ pub(crate) enum Request {
     Dispatch(ExecutionId, u32, u64),
     Terminate(ExecutionId, u32),
     Executions,
-    Goodbye,
+    Goodbye(InFlight),
 }
 
 /// What became of a request.
@@ -242,8 +242,8 @@ impl Stage {
                 self.truth.borrow_mut().asked_to_end.entry(key).or_insert(now);
                 return (Answer::Said(self.end(at, id, *attempt)), 50);
             }
-            Request::Goodbye => {
-                self.shut_down(at);
+            Request::Goodbye(in_flight) => {
+                self.shut_down(at, *in_flight);
                 Reply::Ok
             }
         };
@@ -425,14 +425,16 @@ impl Stage {
     }
 
     /// The shutdown routine: take nothing more, finish or hand back, wait for acknowledgements, say goodbye.
-    pub(crate) fn shut_down(self: &Rc<Self>, at: usize) {
+    pub(crate) fn shut_down(self: &Rc<Self>, at: usize, in_flight: InFlight) {
         if !self.instances.borrow_mut()[at].book.close() {
             return;
         }
         let stage = Rc::clone(self);
         self.exec.spawn(Owner::Instance(at), async move {
             stage.beat(at, None);
-            pause(&stage.exec, stage.exec.between(200, 4_000)).await;
+            if in_flight == InFlight::Finish {
+                pause(&stage.exec, stage.exec.between(200, 4_000)).await;
+            }
             stage.thawed(at).await;
             let running = stage.instances.borrow_mut()[at].book.return_all();
             for key in running {

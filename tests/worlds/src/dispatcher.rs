@@ -36,6 +36,8 @@ const DECISION_TRIES_MAX: u32 = 16;
 const EXPIRY_MS: u64 = 500;
 const AUDIT_MS: u64 = 15_000;
 const QUICK_AUDIT_MS: u64 = 1_000;
+const CLOCK_MS: u64 = 5_000;
+const TRY_AGAIN_MS: u64 = 500;
 /// An agent's time to answer that work is dead, and then some.
 const TAKE_UP_AFTER_MS: u64 = LIMITS.terminate_grace_ms + 5_000;
 /// Pause between the steps of an effect: room for a crash.
@@ -48,6 +50,8 @@ pub(crate) struct Dispatcher {
     state: RefCell<Projection>,
     position: Cell<u64>,
     live: Cell<bool>,
+    /// Capacity was brought in line with the log: before that nobody knows where it has an agent.
+    audited: Cell<bool>,
     ready: Cell<bool>,
     capacity: ModelCapacity,
     beats: RefCell<BTreeMap<AgentId, Rc<Beat>>>,
@@ -73,6 +77,7 @@ impl Dispatcher {
             state: RefCell::default(),
             position: Cell::new(0),
             live: Cell::new(false),
+            audited: Cell::new(false),
             ready: Cell::new(false),
             beats: RefCell::default(),
             reopening: RefCell::default(),
@@ -105,12 +110,17 @@ impl Dispatcher {
     pub(crate) fn run(self: &Rc<Self>) {
         let this = Rc::clone(self);
         self.spawn(async move {
+            // Deadlines are written on this clock, and judged by others.
+            this.stage.set_clock(this.me).await;
+            let keeper = Rc::clone(&this);
+            this.spawn(async move { keeper.keep_clock().await });
             while this.stage.leader(this.me).await.is_err() {}
             this.fold();
             this.live.set(true);
             while this.audit().await.is_err() {
-                pause(&this.stage.exec, AUDIT_MS).await;
+                pause(&this.stage.exec, TRY_AGAIN_MS).await;
             }
+            this.audited.set(true);
             this.take_up().await;
             this.ready.set(true);
             this.take_reports();
@@ -138,6 +148,28 @@ impl Dispatcher {
                 }
             }
         });
+    }
+
+    /// Keeps the clock on the time of the log's server.
+    async fn keep_clock(self: Rc<Self>) {
+        loop {
+            pause(&self.stage.exec, CLOCK_MS).await;
+            self.compare_clocks().await;
+        }
+    }
+
+    async fn compare_clocks(&self) {
+        if let Ok(head) = self.stage.head(self.me).await {
+            self.stage.corrects(self.me, &head, false);
+        }
+    }
+
+    /// The host's clock jumped, or the process stood still.
+    pub(crate) fn compares_clocks(self: &Rc<Self>) {
+        if self.live.get() {
+            let this = Rc::clone(self);
+            self.spawn(async move { this.compare_clocks().await });
+        }
     }
 
     /// What a predecessor left half done.
@@ -192,7 +224,7 @@ impl Dispatcher {
                 }
                 EventBody::Agent(event) => {
                     let news = self.state.borrow_mut().apply_agent(entry.seq, event, entry.event.time);
-                    if news && self.live.get() {
+                    if news && self.audited.get() {
                         let (this, id) = (Rc::clone(self), event.agent_id().clone());
                         self.spawn(async move { this.apply_agent(&id).await });
                     }

@@ -20,6 +20,9 @@ use crate::{
 /// Clocks of services are this far apart at most.
 const CLOCKS_APART_MS: u64 = 1_000;
 
+/// Who can reach the log has adopted its server's time after this: an interval of five seconds, with a try that fails.
+const ADOPT_MAX_MS: u64 = 9_000;
+
 /// An invariant that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
@@ -261,7 +264,7 @@ fn in_time(stage: &Stage, entry: &Entry, attempt: u32, before: &Execution) -> Ve
     let Some(held) = before.attempt_numbered(attempt) else {
         return Err(broken(6, format!("{id}:{attempt} timed out and was never dispatched")));
     };
-    let decided = stage.true_time(entry.decided_at);
+    let decided = stage.fleet_time_at_most(entry.decided_at, ADOPT_MAX_MS);
     if decided.plus_ms(CLOCKS_APART_MS) < held.deadline {
         return Err(broken(
             6,

@@ -8,13 +8,16 @@
 //! the services' own, step by step in the same order; a service can die between any two steps.
 
 mod agent;
+mod clock;
 mod dispatcher;
 mod exec;
 mod judge;
 mod log;
 mod plan;
 mod prober;
+mod services;
 mod stage;
+mod truth;
 mod watchdog;
 
 use std::rc::Rc;
@@ -23,7 +26,8 @@ use rollcall_capacity::Capacity;
 use rollcall_core::execution::Execution;
 
 pub use judge::Violation;
-use stage::{Kind, POOL, Stage};
+use services::Kind;
+use stage::{POOL, Stage};
 
 /// A guard that is left out, to see that its absence is noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,12 +5,14 @@ use std::{collections::BTreeMap, rc::Rc};
 use rollcall_core::{
     AgentId, ExecutionId, Pool,
     event::{PayloadRef, Submitted},
-    wire::{Delivery, OnLoss},
+    wire::{Delivery, InFlight, OnLoss},
 };
 
 use crate::{
+    clock::HOST_WRONG_MS,
     exec::{Owner, Promise, pause},
-    stage::{Body, Kind, Stage, Weather},
+    services::{Body, Kind},
+    stage::{Stage, Weather},
     watchdog::history,
 };
 
@@ -37,8 +39,9 @@ pub(crate) fn begin(stage: &Rc<Stage>) {
     });
     let services = stage.places.borrow().len();
     for me in 0..services {
-        let offset = i64::try_from(exec.between(0, 400)).unwrap_or(0) - 200;
-        stage.places.borrow_mut()[me].offset = offset;
+        // Most hosts are nearly right; a wrong one is put right by the log's server before anything is decided on it.
+        let wrong = if exec.chance(100) { 20_000 } else { HOST_WRONG_MS };
+        stage.places.borrow_mut()[me].clocks.wall = stage.either_way(wrong);
         stage.start(me);
     }
     let agents = exec.between(2, 4);
@@ -206,17 +209,19 @@ fn disturb(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
         80..=86 => {
             if let Some(at) = current(stage, &victim) {
                 stage.say(|| format!("{victim} is told to stop"));
-                stage.shut_down(at);
+                stage.shut_down(at, InFlight::Finish);
                 let (task, victim) = (Rc::clone(stage), victim.clone());
                 exec.later(exec.between(1_000, 9_000), move || {
                     task.boot(&victim, capacity);
                 });
             }
         }
-        87..=92 => {
+        87..=91 => {
             stage.wipe();
         }
-        _ => jump(stage, me),
+        92..=96 => stage.set_wall(me, stage.either_way(3_000)),
+        // Somebody puts the time source of all hosts right.
+        _ => stage.set_fleet_time(stage.either_way(2_500)),
     }
 }
 
@@ -259,20 +264,6 @@ fn replace(stage: &Rc<Stage>, agent: &AgentId, capacity: u32, kill: bool) {
     stage.exec.later(after, move || {
         task.boot(&agent, capacity);
     });
-}
-
-/// A prober adopts the new time; a watchdog's clock goes on evenly, and it knows.
-fn jump(stage: &Rc<Stage>, me: usize) {
-    let by = i64::try_from(stage.exec.between(0, 3_000)).unwrap_or(0) - 1_500;
-    stage.say(|| format!("the clock of service {me} jumps by {by} ms"));
-    match stage.body(me) {
-        Some(Body::Prober(prober)) => {
-            stage.places.borrow_mut()[me].offset = by;
-            prober.clock_jumped();
-        }
-        Some(Body::Watchdog(watchdog)) => watchdog.clock_jumped(),
-        Some(Body::Dispatcher(_)) | None => {}
-    }
 }
 
 /// The end of chaos: everything works from here on, most agents are back.

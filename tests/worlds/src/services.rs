@@ -1,0 +1,175 @@
+//! The service processes: where they live, how they start and die, and their connections.
+
+use std::rc::Rc;
+
+use crate::{
+    agent::Beat, clock::Clocks, dispatcher::Dispatcher, exec::Owner, prober::Prober, stage::Stage,
+    watchdog::Watchdog,
+};
+
+/// A cut is noticed within this time.
+const NOTICE_MAX_MS: u64 = 2_000;
+
+/// A service's connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Link {
+    /// Core messages (heartbeats, requests) don't pass.
+    pub bus_cut: bool,
+    /// The log is not reachable.
+    pub log_cut: bool,
+    /// The service knows.
+    pub noticed: bool,
+}
+
+impl Link {
+    pub(crate) const fn is_cut(&self) -> bool {
+        self.bus_cut || self.log_cut
+    }
+}
+
+/// A service that runs.
+#[derive(Clone)]
+pub(crate) enum Body {
+    Dispatcher(Rc<Dispatcher>),
+    Watchdog(Rc<Watchdog>),
+    Prober(Rc<Prober>),
+}
+
+/// What kind of service lives at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Dispatcher,
+    Watchdog,
+    Prober,
+}
+
+/// A place for a service process.
+pub(crate) struct Place {
+    pub kind: Kind,
+    pub body: Option<Body>,
+    pub link: Link,
+    pub clocks: Clocks,
+}
+
+impl Place {
+    pub(crate) fn new(kind: Kind) -> Self {
+        Self { kind, body: None, link: Link::default(), clocks: Clocks::default() }
+    }
+}
+
+impl Stage {
+    pub(crate) fn body(&self, me: usize) -> Option<Body> {
+        self.places.borrow()[me].body.clone()
+    }
+
+    pub(crate) fn link(&self, me: usize) -> Link {
+        self.places.borrow()[me].link
+    }
+
+    /// Starts the service at a place, unless it runs.
+    pub(crate) fn start(self: &Rc<Self>, me: usize) {
+        let kind = {
+            let places = self.places.borrow();
+            if places[me].body.is_some() {
+                return;
+            }
+            places[me].kind
+        };
+        self.say(|| format!("{kind:?} {me} starts"));
+        let body = match kind {
+            Kind::Dispatcher => Body::Dispatcher(Dispatcher::new(self, me)),
+            Kind::Watchdog => Body::Watchdog(Watchdog::new(self, me)),
+            Kind::Prober => Body::Prober(Prober::new(self, me)),
+        };
+        {
+            let place = &mut self.places.borrow_mut()[me];
+            place.body = Some(body.clone());
+            // It takes its host's word first.
+            place.clocks.ours = place.clocks.wall;
+        }
+        match body {
+            Body::Dispatcher(dispatcher) => dispatcher.run(),
+            Body::Watchdog(watchdog) => watchdog.run(),
+            Body::Prober(prober) => prober.run(),
+        }
+    }
+
+    /// The service dies between two of its steps.
+    pub(crate) fn crash(self: &Rc<Self>, me: usize) {
+        self.say(|| format!("service {me} dies"));
+        self.exec.kill(Owner::Service(me));
+        self.places.borrow_mut()[me].body = None;
+    }
+
+    /// Cuts or heals a service's connection; it notices a cut after a while and a new connection at once.
+    pub(crate) fn set_link(self: &Rc<Self>, me: usize, bus_cut: bool, log_cut: bool) {
+        let before = self.link(me);
+        if (before.bus_cut, before.log_cut) == (bus_cut, log_cut) {
+            return;
+        }
+        self.say(|| format!("service {me}: bus cut {bus_cut}, log cut {log_cut}"));
+        let whole = !bus_cut && !log_cut;
+        self.places.borrow_mut()[me].link = Link { bus_cut, log_cut, noticed: before.noticed && !whole };
+        if whole {
+            self.tell_link(me, false);
+            self.tell_link(me, true);
+            self.tell_tail(me);
+            return;
+        }
+        let stage = Rc::clone(self);
+        self.exec.later(self.exec.between(0, NOTICE_MAX_MS), move || {
+            let link = stage.link(me);
+            if (link.bus_cut || link.log_cut) && !link.noticed {
+                stage.places.borrow_mut()[me].link.noticed = true;
+                stage.tell_link(me, false);
+            }
+        });
+    }
+
+    fn tell_link(&self, me: usize, connected: bool) {
+        match self.body(me) {
+            Some(Body::Watchdog(watchdog)) => watchdog.link(connected),
+            Some(Body::Prober(prober)) => prober.link(connected),
+            Some(Body::Dispatcher(_)) | None => {}
+        }
+    }
+
+    pub(crate) fn tell_tail(&self, me: usize) {
+        if self.link(me).log_cut {
+            return;
+        }
+        match self.body(me) {
+            Some(Body::Dispatcher(dispatcher)) => dispatcher.tail(),
+            Some(Body::Watchdog(watchdog)) => watchdog.tail(),
+            Some(Body::Prober(prober)) => prober.tail(),
+            None => {}
+        }
+    }
+
+    /// A heartbeat goes out to every service that listens. True: it gets to all of them, by an ordinary way.
+    pub(crate) fn broadcast(self: &Rc<Self>, beat: &Rc<Beat>) -> bool {
+        let mut clean = true;
+        for me in 0..self.places.borrow().len() {
+            for _ in 0..=usize::from(self.comes_twice()) {
+                let Some(way) = self.way() else {
+                    clean = false;
+                    continue;
+                };
+                clean &= way <= self.weather.get().way_max;
+                let (stage, beat) = (Rc::clone(self), Rc::clone(beat));
+                self.exec.later(way, move || {
+                    if stage.link(me).bus_cut {
+                        return;
+                    }
+                    match stage.body(me) {
+                        Some(Body::Dispatcher(dispatcher)) => dispatcher.beat(&beat),
+                        Some(Body::Watchdog(watchdog)) => watchdog.beat(&beat),
+                        Some(Body::Prober(prober)) => prober.beat(&beat),
+                        None => {}
+                    }
+                });
+            }
+        }
+        clean
+    }
+}
