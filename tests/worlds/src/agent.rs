@@ -184,6 +184,7 @@ impl Stage {
         }
         if self.broadcast(&beat) {
             let mut truth = self.truth.borrow_mut();
+            truth.beaten.entry(beat.instance.clone()).or_default().push(now);
             for claim in &beat.claims {
                 let key = (beat.instance.clone(), claim.id.clone(), claim.attempt);
                 truth.listed.entry(key).or_default().push(now);

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use rollcall_core::{Timestamp, time::Reading};
 
 use crate::{
+    buffers::Notice,
     exec::pause,
-    services::Body,
     stage::{LOG_TRY_MS, Stage, Unreachable},
 };
 
@@ -17,11 +17,11 @@ const EPOCH_MS: i64 = 1_800_000_000_000;
 /// Pause before the log's server is asked for its time again that did not answer.
 const ASK_AGAIN_MS: u64 = 500;
 /// A wall clock that moved this much more or less than the even one has jumped.
-const JUMP_MS: u64 = 500;
+pub(crate) const JUMP_MS: u64 = 500;
 /// A host that is right is wrong by so much.
 pub(crate) const HOST_WRONG_MS: u64 = 200;
 /// The monitor of the event loop looks this often.
-const SAMPLE_MS: u64 = 50;
+pub(crate) const SAMPLE_MS: u64 = 50;
 
 /// The clocks at one place, in milliseconds ahead of the true time.
 #[derive(Debug, Clone, Copy, Default)]
@@ -127,7 +127,7 @@ impl Stage {
             return;
         }
         let stage = Rc::clone(self);
-        self.exec.later(self.exec.between(0, SAMPLE_MS), move || stage.tell_jump(me));
+        self.exec.later(self.exec.between(0, SAMPLE_MS), move || stage.tell(me, Notice::Jump));
     }
 
     /// The time source of all hosts was wrong and is put right: the log's server and the hosts follow it, and services
@@ -140,15 +140,6 @@ impl Stage {
         let places = self.places.borrow().len();
         for me in 0..places {
             self.set_wall(me, before + by + self.either_way(HOST_WRONG_MS));
-        }
-    }
-
-    pub(crate) fn tell_jump(&self, me: usize) {
-        match self.body(me) {
-            Some(Body::Watchdog(watchdog)) => watchdog.clock_jumped(),
-            Some(Body::Prober(prober)) => prober.clock_jumped(),
-            Some(Body::Dispatcher(dispatcher)) => dispatcher.compares_clocks(),
-            None => {}
         }
     }
 }

@@ -42,6 +42,7 @@ fn broken(invariant: u8, what: impl Into<String>) -> Violation {
 pub(crate) fn judge(stage: &Stage, settled: bool) -> Verdict {
     grants(stage)?;
     histories(stage)?;
+    silences(stage)?;
     reports(stage)?;
     ends(stage, settled)
 }
@@ -257,6 +258,37 @@ fn vouched(stage: &Stage, key: &(InstanceId, ExecutionId, u32), at: u64) -> bool
         times.iter().copied().filter(|t| t + 2 * stage.weather_max() < at && t + window > at).collect();
     let ends = arrived.last().is_some_and(|last| at - last < longest);
     arrived.len() >= 3 && ends && arrived.windows(2).all(|pair| pair[1] - pair[0] < longest)
+}
+
+/// Heartbeats in a row that chance took from nobody, before an agent can't be silent.
+const STEADY: usize = 4;
+
+/// Invariant 6: nobody is called silent whose heartbeats come.
+fn silences(stage: &Stage) -> Verdict {
+    let log = stage.log.borrow();
+    let truth = stage.truth.borrow();
+    for entry in log.entries() {
+        let EventBody::Agent(AgentEvent::Disconnected(change) | AgentEvent::Error(change)) =
+            &entry.event.body
+        else {
+            continue;
+        };
+        let times = change.instance_id.as_ref().and_then(|instance| truth.beaten.get(instance));
+        if is_steady(stage, times.map_or(&[], Vec::as_slice), entry.decided_at) {
+            let (agent, reason) = (&change.agent_id, &change.reason);
+            let what = format!("{agent} beat and was called silent ({reason}) at {}", entry.decided_at);
+            return Err(broken(6, what));
+        }
+    }
+    Ok(())
+}
+
+/// Whether heartbeats of those times have come one by one until that moment.
+fn is_steady(stage: &Stage, times: &[u64], at: u64) -> bool {
+    let arrived = times.partition_point(|time| time + 2 * stage.weather_max() < at);
+    let Some(last) = arrived.checked_sub(STEADY).map(|from| &times[from..arrived]) else { return false };
+    let longest = INTERVAL_MS * 3 / 2;
+    last.windows(2).all(|pair| pair[1] - pair[0] < longest) && at - last[STEADY - 1] < longest
 }
 
 fn in_time(stage: &Stage, entry: &Entry, attempt: u32, before: &Execution) -> Verdict {

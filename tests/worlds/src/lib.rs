@@ -8,6 +8,7 @@
 //! the services' own, step by step in the same order; a service can die between any two steps.
 
 mod agent;
+mod buffers;
 mod clock;
 mod dispatcher;
 mod exec;
@@ -44,6 +45,8 @@ pub enum Defect {
     AskUnconfirmed,
     /// Who does not hold a slot gives back somebody else's.
     ReleaseWithoutCheck,
+    /// A watchdog or prober that stood still judges silence as if it had listened, and before it has read what waited.
+    StallIgnored,
     /// An agent starts what it was told to end before it came.
     NoTombstone,
 }

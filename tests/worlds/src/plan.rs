@@ -173,40 +173,40 @@ fn disturb(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
     let victim = agent(exec.between(0, capacities.len() as u64 - 1));
     let capacity = capacities.get(&victim).copied().unwrap_or(1);
     match exec.between(0, 99) {
-        0..=17 => {
+        0..=15 => {
             stage.crash(me);
             let task = Rc::clone(stage);
             exec.later(exec.between(100, 6_000), move || task.start(me));
         }
-        18..=29 => {
+        16..=26 => {
             let (bus, log) = [(true, true), (true, false), (false, true)]
                 [usize::try_from(exec.between(0, 2)).unwrap_or(0)];
             cut_service(stage, me, bus, log, exec.between(300, 10_000));
         }
         // All who watch are deaf at once, and the log is there.
-        30..=37 => {
+        27..=33 => {
             let lasts = exec.between(4_000, 14_000);
             for me in watchers(stage) {
                 cut_service(stage, me, true, false, lasts);
             }
         }
-        38..=49 => replace(stage, &victim, capacity, true),
-        50..=55 => replace(stage, &victim, capacity, false),
-        56..=63 => {
+        34..=42 => replace(stage, &victim, capacity, true),
+        43..=47 => replace(stage, &victim, capacity, false),
+        48..=54 => {
             let until = exec.now() + exec.between(500, 9_000);
             if let Some(at) = current(stage, &victim) {
                 stage.say(|| format!("{victim} freezes until {until}"));
                 stage.instances.borrow_mut()[at].frozen_until = until;
             }
         }
-        64..=75 => cut_agent(stage, &victim, exec.between(500, 10_000)),
-        76..=79 => {
+        55..=63 => cut_agent(stage, &victim, exec.between(500, 10_000)),
+        64..=66 => {
             let lasts = exec.between(2_000, 9_000);
             for agent in capacities.keys() {
                 cut_agent(stage, agent, lasts);
             }
         }
-        80..=86 => {
+        67..=72 => {
             if let Some(at) = current(stage, &victim) {
                 stage.say(|| format!("{victim} is told to stop"));
                 stage.shut_down(at, InFlight::Finish);
@@ -216,13 +216,25 @@ fn disturb(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
                 });
             }
         }
-        87..=91 => {
+        73..=77 => {
             stage.wipe();
         }
-        92..=96 => stage.set_wall(me, stage.either_way(3_000)),
+        78..=81 => stage.set_wall(me, stage.either_way(3_000)),
+        82..=88 => stage.stall(me, stall(exec), exec.chance(250)),
+        // The machine that all who watch run on.
+        89..=91 => {
+            let lasts = stall(exec);
+            watchers(stage).into_iter().for_each(|me| stage.stall(me, lasts, false));
+        }
         // Somebody puts the time source of all hosts right.
         _ => stage.set_fleet_time(stage.either_way(2_500)),
     }
+}
+
+/// Mostly short, now and then long enough for a connection to be given up.
+fn stall(exec: &crate::exec::Exec) -> u64 {
+    let longest = exec.between(300, 9_000);
+    exec.between(200, longest)
 }
 
 fn watchers(stage: &Stage) -> Vec<usize> {

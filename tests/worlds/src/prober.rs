@@ -205,6 +205,9 @@ impl Prober {
 
     fn tick(self: &Rc<Self>, late: u64) {
         self.stalled(late);
+        if !self.stage.has(Defect::StallIgnored) {
+            self.stage.drain(self.me);
+        }
         self.go_off();
         self.canary_if_due();
     }

@@ -3,7 +3,13 @@
 use std::rc::Rc;
 
 use crate::{
-    agent::Beat, clock::Clocks, dispatcher::Dispatcher, exec::Owner, prober::Prober, stage::Stage,
+    agent::Beat,
+    buffers::{Buffers, Notice},
+    clock::Clocks,
+    dispatcher::Dispatcher,
+    exec::Owner,
+    prober::Prober,
+    stage::Stage,
     watchdog::Watchdog,
 };
 
@@ -49,11 +55,18 @@ pub(crate) struct Place {
     pub body: Option<Body>,
     pub link: Link,
     pub clocks: Clocks,
+    pub buffers: Buffers,
 }
 
 impl Place {
     pub(crate) fn new(kind: Kind) -> Self {
-        Self { kind, body: None, link: Link::default(), clocks: Clocks::default() }
+        Self {
+            kind,
+            body: None,
+            link: Link::default(),
+            clocks: Clocks::default(),
+            buffers: Buffers::default(),
+        }
     }
 }
 
@@ -98,7 +111,10 @@ impl Stage {
     pub(crate) fn crash(self: &Rc<Self>, me: usize) {
         self.say(|| format!("service {me} dies"));
         self.exec.kill(Owner::Service(me));
-        self.places.borrow_mut()[me].body = None;
+        self.exec.thaw(me);
+        let place = &mut self.places.borrow_mut()[me];
+        place.body = None;
+        place.buffers.die();
     }
 
     /// Cuts or heals a service's connection; it notices a cut after a while and a new connection at once.
@@ -111,9 +127,9 @@ impl Stage {
         let whole = !bus_cut && !log_cut;
         self.places.borrow_mut()[me].link = Link { bus_cut, log_cut, noticed: before.noticed && !whole };
         if whole {
-            self.tell_link(me, false);
-            self.tell_link(me, true);
-            self.tell_tail(me);
+            self.tell(me, Notice::Link(false));
+            self.tell(me, Notice::Link(true));
+            self.tell(me, Notice::Tail);
             return;
         }
         let stage = Rc::clone(self);
@@ -121,29 +137,9 @@ impl Stage {
             let link = stage.link(me);
             if (link.bus_cut || link.log_cut) && !link.noticed {
                 stage.places.borrow_mut()[me].link.noticed = true;
-                stage.tell_link(me, false);
+                stage.tell(me, Notice::Link(false));
             }
         });
-    }
-
-    fn tell_link(&self, me: usize, connected: bool) {
-        match self.body(me) {
-            Some(Body::Watchdog(watchdog)) => watchdog.link(connected),
-            Some(Body::Prober(prober)) => prober.link(connected),
-            Some(Body::Dispatcher(_)) | None => {}
-        }
-    }
-
-    pub(crate) fn tell_tail(&self, me: usize) {
-        if self.link(me).log_cut {
-            return;
-        }
-        match self.body(me) {
-            Some(Body::Dispatcher(dispatcher)) => dispatcher.tail(),
-            Some(Body::Watchdog(watchdog)) => watchdog.tail(),
-            Some(Body::Prober(prober)) => prober.tail(),
-            None => {}
-        }
     }
 
     /// A heartbeat goes out to every service that listens. True: it gets to all of them, by an ordinary way.
@@ -158,14 +154,8 @@ impl Stage {
                 clean &= way <= self.weather.get().way_max;
                 let (stage, beat) = (Rc::clone(self), Rc::clone(beat));
                 self.exec.later(way, move || {
-                    if stage.link(me).bus_cut {
-                        return;
-                    }
-                    match stage.body(me) {
-                        Some(Body::Dispatcher(dispatcher)) => dispatcher.beat(&beat),
-                        Some(Body::Watchdog(watchdog)) => watchdog.beat(&beat),
-                        Some(Body::Prober(prober)) => prober.beat(&beat),
-                        None => {}
+                    if !stage.link(me).bus_cut {
+                        stage.receive(me, beat);
                     }
                 });
             }

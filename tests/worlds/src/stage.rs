@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::{
     Defect, Setup,
     agent::Instance,
+    buffers::Notice,
     exec::{Exec, Promise, pause},
     log::{Appended, Log, Reports},
     services::{Kind, Place},
@@ -220,7 +221,7 @@ impl Stage {
         for me in 0..self.places.borrow().len() {
             let stage = Rc::clone(self);
             let way = self.exec.between(1, self.weather.get().way_max);
-            self.exec.later(way, move || stage.tell_tail(me));
+            self.exec.later(way, move || stage.tell(me, Notice::Tail));
         }
         appended
     }
@@ -241,6 +242,9 @@ impl Stage {
         if self.link(me).bus_cut {
             pause(&self.exec, CANARY_TIMEOUT_MS).await;
             return false;
+        }
+        if !self.has(Defect::StallIgnored) {
+            self.drain(me);
         }
         true
     }

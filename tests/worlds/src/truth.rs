@@ -9,6 +9,8 @@ use rollcall_core::{AgentId, ExecutionId, InstanceId};
 pub(crate) struct Truth {
     /// When heartbeats that listed this attempt got on the bus and were lost to nobody by chance.
     pub listed: BTreeMap<(InstanceId, ExecutionId, u32), Vec<u64>>,
+    /// The same of all its heartbeats, whatever they listed.
+    pub beaten: BTreeMap<InstanceId, Vec<u64>>,
     /// When the instance stopped holding it.
     pub dropped: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
     /// When the work itself ended there, reported or not.

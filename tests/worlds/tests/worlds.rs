@@ -11,7 +11,7 @@ const THREADS: u64 = 2;
 /// The worlds in which each defect has to be found, and which have to be faultless without it.
 const TEETH: Range<u64> = 0..250;
 
-const DEFECTS: [Defect; 7] = [
+const DEFECTS: [Defect; 8] = [
     Defect::NoCas,
     Defect::AckBeforeAppend,
     Defect::NoAttemptFence,
@@ -19,6 +19,7 @@ const DEFECTS: [Defect; 7] = [
     Defect::ReleaseWithoutCheck,
     Defect::NoTombstone,
     Defect::AskUnconfirmed,
+    Defect::StallIgnored,
 ];
 
 fn setup(seed: u64, defect: Option<Defect>) -> Setup {
@@ -140,4 +141,9 @@ fn releasing_what_one_does_not_hold_is_caught() {
 #[test]
 fn starting_what_was_ended_before_it_came_is_caught() {
     is_caught(Defect::NoTombstone, &[7]);
+}
+
+#[test]
+fn ignoring_that_one_stood_still_is_caught() {
+    is_caught(Defect::StallIgnored, &[6]);
 }

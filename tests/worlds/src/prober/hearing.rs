@@ -9,6 +9,7 @@ use rollcall_core::{
 };
 
 use super::Prober;
+use crate::Defect;
 
 const CANARY_INTERVAL_MS: u64 = 5_000;
 const BLIND_INTERVAL_MS: u64 = 100;
@@ -46,7 +47,7 @@ impl Prober {
     }
 
     /// Everything seen until now counts for nothing.
-    pub(super) fn void(self: &Rc<Self>, why: Void) {
+    pub(crate) fn void(self: &Rc<Self>, why: Void) {
         if self.forgets_void() || !self.listening.get() {
             return;
         }
@@ -153,14 +154,9 @@ impl Prober {
         self.send_canary();
     }
 
-    /// The wall clock jumped. Whether ours is right is what the next canary brings.
-    pub(crate) fn clock_jumped(self: &Rc<Self>) {
-        self.void(Void::ClockJump);
-    }
-
     /// We did not turn for `late` milliseconds.
-    pub(super) fn stalled(self: &Rc<Self>, late: u64) {
-        if late < STALL_MS || self.forgets_void() {
+    pub(crate) fn stalled(self: &Rc<Self>, late: u64) {
+        if late < STALL_MS || self.forgets_void() || self.stage.has(Defect::StallIgnored) {
             return;
         }
         if late >= STALL_VOID_MS {

@@ -3,10 +3,11 @@
 use std::rc::Rc;
 
 use rollcall_core::event::{SystemEvent, SystemEventKind};
-use watchdog::sight::Void;
+use watchdog::sight::{STALL_VOID_MS, Void};
 
 use super::Watchdog;
 use crate::{
+    Defect,
     clock::Head,
     exec::pause,
     stage::{CANARY_TIMEOUT_MS, Unreachable},
@@ -34,12 +35,15 @@ impl Watchdog {
         });
     }
 
-    /// The wall clock jumped; ours goes on evenly.
-    pub(crate) fn clock_jumped(&self) {
-        self.suspect(Void::ClockJump);
+    /// The event loop stood still for so long. A short time leaves evidence alone: the canary before a verdict covers it.
+    pub(crate) fn stalled(&self, lasted: u64) {
+        if lasted >= STALL_VOID_MS && !self.stage.has(Defect::StallIgnored) {
+            self.suspect(Void::Stalled);
+        }
     }
 
-    pub(super) fn suspect(&self, why: Void) {
+    /// Something made evidence void.
+    pub(crate) fn suspect(&self, why: Void) {
         if !self.forgets_void() && self.listening.get() {
             self.with(|world, _| world.void(why));
         }
