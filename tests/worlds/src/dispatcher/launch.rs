@@ -22,6 +22,7 @@ const ANSWER_TIMEOUT_MS: u64 = 2_000;
 const DEFAULT_TIMEOUT_MS: u64 = 5_000;
 
 const SLOT_LOST: &str = "slot_lost";
+const CROWDED: &str = "crowded";
 
 /// What became of a dispatch.
 enum Taken {
@@ -60,6 +61,10 @@ impl Dispatcher {
         }
         match self.in_capacity(|c| at_once(c.confirm(POOL, grant, self.stamp()))).await {
             Some(Confirmation::Confirmed { .. }) => {}
+            Some(Confirmation::Crowded) => {
+                self.take_back(&id, grant, &agent_id, CROWDED).await?;
+                return Ok(None);
+            }
             Some(Confirmation::Lost) => {
                 self.place_waiting(&id).await;
                 return Ok(None);
@@ -105,9 +110,11 @@ impl Dispatcher {
         {
             return Ok(Some(dispatched));
         }
+        let crowded = confirmed == Some(Confirmation::Crowded);
+        let why = if crowded { CROWDED } else { SLOT_LOST };
         let back = self.decide(dispatched.id(), |e| {
             if e.state == State::Dispatching && e.current() == Some(&held) {
-                e.queue(1, Some(SLOT_LOST.to_owned()))
+                e.queue(1, Some(why.to_owned()))
             } else {
                 Err(Refusal::State(e.state.as_str()))
             }
@@ -115,7 +122,12 @@ impl Dispatcher {
         match back.await {
             Ok(change) => {
                 let (hold, noted) = (grant.hold.clone(), decide::millis(held.dispatched_at));
-                self.requeue(&change.after, hold.clone(), hold, None, Some(noted)).await;
+                let refused = crowded.then(|| grant.agent.clone());
+                let noted = (!crowded).then_some(noted);
+                self.requeue(&change.after, hold.clone(), hold, refused, noted).await;
+                if crowded {
+                    self.spawn_reopen(held.agent_id);
+                }
                 Ok(None)
             }
             Err(Undecided::Refused) => Ok(None),
@@ -188,6 +200,7 @@ impl Dispatcher {
     async fn ask_again(self: &Rc<Self>, id: &ExecutionId, held: &Attempt) -> Taken {
         match self.claim_by_log(Hold::new(id.as_str(), held.number), &held.agent_id).await {
             Some(Confirmation::Confirmed { .. }) => {}
+            Some(Confirmation::Crowded) => return Taken::Unknown,
             Some(Confirmation::Lost) => return Taken::Back(SLOT_LOST.to_owned()),
             None => return Taken::Unknown,
         }
