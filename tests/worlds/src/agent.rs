@@ -179,7 +179,8 @@ impl Stage {
             beat.bytes = serde_json::to_vec(&beat.heartbeat()).expect("plain values");
             Rc::new(beat)
         };
-        if self.is_cut(&beat.agent) {
+        let loses = self.agents_losing.borrow().get(&beat.agent).copied();
+        if self.is_cut(&beat.agent) || loses.is_some_and(|per_mille| self.exec.chance(per_mille)) {
             return;
         }
         if self.broadcast(&beat) {

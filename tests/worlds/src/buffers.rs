@@ -14,6 +14,8 @@ use crate::{
 
 /// A sample of the event loop that comes this much late is a stall.
 const STALL_MS: u64 = 200;
+/// So long at most takes a service that stood still to know it: less than any message is on its way.
+const NOTICED_MS: u64 = 1;
 /// So long at most takes a service to read what waited in its buffer.
 const READ_MAX_MS: u64 = 500;
 /// The server gives up a connection on which nobody reads for so long.
@@ -158,16 +160,21 @@ impl Stage {
             self.places.borrow_mut()[me].buffers.beats.clear();
             notices.extend([Notice::Link(false), Notice::Link(true)]);
         }
-        // The client library tells only of some drops.
-        let dropped = std::mem::take(&mut self.places.borrow_mut()[me].buffers.dropped);
-        if dropped && self.exec.chance(500) {
-            notices.push(Notice::Dropped);
+        if std::mem::take(&mut self.places.borrow_mut()[me].buffers.dropped) {
+            // The client library tells only of some drops.
+            if self.exec.chance(500) {
+                notices.push(Notice::Dropped);
+            } else {
+                let now = self.exec.now();
+                self.truth.borrow_mut().losing.push((me, now - lasted, now));
+            }
         }
         let slept = asleep && lasted >= JUMP_MS;
         if slept || (!asleep && lasted >= STALL_MS) {
             let stage = Rc::clone(self);
             let seen = if asleep { Notice::Jump } else { Notice::Stalled(lasted) };
-            self.exec.later(self.exec.between(0, SAMPLE_MS), move || stage.tell(me, seen));
+            // Its sample is overdue, so it comes with the first turn of the loop.
+            self.exec.later(self.exec.between(0, NOTICED_MS), move || stage.tell(me, seen));
         }
         let stage = Rc::clone(self);
         self.exec.later(self.exec.between(0, SAMPLE_MS), move || {

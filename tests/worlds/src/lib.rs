@@ -11,6 +11,7 @@ mod agent;
 mod buffers;
 mod clock;
 mod dispatcher;
+mod disturb;
 mod exec;
 mod judge;
 mod log;
@@ -21,7 +22,7 @@ mod stage;
 mod truth;
 mod watchdog;
 
-use std::rc::Rc;
+use std::{collections::BTreeMap, rc::Rc};
 
 use rollcall_capacity::Capacity;
 use rollcall_core::execution::Execution;
@@ -63,7 +64,7 @@ pub struct Setup {
 }
 
 /// What a run was like.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Entries of the log.
     pub entries: usize,
@@ -73,6 +74,8 @@ pub struct Summary {
     pub recovered: usize,
     /// Virtual milliseconds.
     pub lasted_ms: u64,
+    /// What else happened, how often.
+    pub seen: BTreeMap<&'static str, u64>,
 }
 
 /// Longest time a world gets to come to rest after chaos, in virtual milliseconds: the sum of every bound in it
@@ -125,5 +128,6 @@ fn summary(stage: &Stage) -> Summary {
         recovered: log.entries().iter().filter(recovered).count(),
         executions: executions(stage).len(),
         lasted_ms: stage.exec.now(),
+        seen: stage.seen.take(),
     }
 }

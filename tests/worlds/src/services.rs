@@ -56,6 +56,8 @@ pub(crate) struct Place {
     pub link: Link,
     pub clocks: Clocks,
     pub buffers: Buffers,
+    /// Heartbeats that are lost on their way into this process, of a thousand, and nobody is told.
+    pub loses: u64,
 }
 
 impl Place {
@@ -66,6 +68,7 @@ impl Place {
             link: Link::default(),
             clocks: Clocks::default(),
             buffers: Buffers::default(),
+            loses: 0,
         }
     }
 }
@@ -142,6 +145,21 @@ impl Stage {
         });
     }
 
+    /// Heartbeats are lost on their way into a service for a while, those of all agents.
+    pub(crate) fn lose(self: &Rc<Self>, me: usize, per_mille: u64, lasts: u64) {
+        self.say(|| format!("service {me} loses {per_mille} of a thousand heartbeats for {lasts} ms"));
+        self.count("services lost heartbeats");
+        self.places.borrow_mut()[me].loses = per_mille;
+        self.truth.borrow_mut().losing.push((me, self.exec.now(), self.exec.now() + lasts));
+        let stage = Rc::clone(self);
+        self.exec.later(lasts, move || stage.places.borrow_mut()[me].loses = 0);
+    }
+
+    fn loses(&self, me: usize) -> bool {
+        let per_mille = self.places.borrow()[me].loses;
+        per_mille > 0 && self.exec.chance(per_mille)
+    }
+
     /// A heartbeat goes out to every service that listens. True: it gets to all of them, by an ordinary way.
     pub(crate) fn broadcast(self: &Rc<Self>, beat: &Rc<Beat>) -> bool {
         let mut clean = true;
@@ -154,7 +172,7 @@ impl Stage {
                 clean &= way <= self.weather.get().way_max;
                 let (stage, beat) = (Rc::clone(self), Rc::clone(beat));
                 self.exec.later(way, move || {
-                    if !stage.link(me).bus_cut {
+                    if !stage.link(me).bus_cut && !stage.loses(me) {
                         stage.receive(me, beat);
                     }
                 });

@@ -69,6 +69,8 @@ pub(crate) struct Stage {
     pub instances: RefCell<Vec<Instance>>,
     /// Agents whose network is cut.
     pub agents_cut: RefCell<BTreeSet<AgentId>>,
+    /// Agents whose heartbeats are lost now and then, of a thousand.
+    pub agents_losing: RefCell<BTreeMap<AgentId, u64>>,
     pub weather: Cell<Weather>,
     pub truth: RefCell<Truth>,
     /// Chaos is over: nothing new goes wrong.
@@ -95,6 +97,7 @@ impl Stage {
             places: RefCell::new(kinds.iter().map(|kind| Place::new(*kind)).collect()),
             instances: RefCell::default(),
             agents_cut: RefCell::default(),
+            agents_losing: RefCell::default(),
             weather: Cell::new(Weather::FAIR),
             truth: RefCell::default(),
             settling: Cell::new(false),

@@ -21,6 +21,7 @@ use watchdog::{
     decide::{Judgement, Look, Verdict},
     effect,
     facts::{Edge, Facts, Limits, Waiting},
+    sight::Void,
     state::{Config, Looks, World},
 };
 
@@ -119,8 +120,16 @@ impl Watchdog {
     }
 
     pub(crate) fn beat(&self, beat: &Beat) {
-        if self.listening.get() {
-            self.with(|world, now| world.beat(beat.agent.as_str(), &beat.heartbeat(), now));
+        if !self.listening.get() {
+            return;
+        }
+        let epoch = self.with(|world, _| world.sight.epoch());
+        let (after, why) = self.with(|world, now| {
+            world.beat(beat.agent.as_str(), &beat.heartbeat(), now);
+            (world.sight.epoch(), world.sight.trouble())
+        });
+        if after > epoch && why == Void::Gaps {
+            self.stage.count("gaps believed by a watchdog");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Thousands of worlds, and the proof that they would notice.
 
-use std::{ops::Range, time::Instant};
+use std::{collections::BTreeMap, ops::Range, time::Instant};
 
 use worlds::{Defect, Setup, Violation, run};
 
@@ -10,6 +10,16 @@ const WORLDS: u64 = 2_000;
 const THREADS: u64 = 2;
 /// The worlds in which each defect has to be found, and which have to be faultless without it.
 const TEETH: Range<u64> = 0..250;
+
+/// What has to happen somewhere in an ordinary run, or it proves nothing about it.
+const SEEN: [&str; 6] = [
+    "clocks corrected",
+    "services stood still",
+    "machines slept",
+    "services lost heartbeats",
+    "gaps believed by a prober",
+    "gaps believed by a watchdog",
+];
 
 const DEFECTS: [Defect; 8] = [
     Defect::NoCas,
@@ -46,25 +56,40 @@ fn every_world_keeps_the_invariants() {
     let share = |thread: u64| {
         let mut failures = Vec::new();
         let (mut done, mut recovered) = (0, 0);
+        let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
         for seed in (from + thread..from + count).step_by(usize::try_from(THREADS).unwrap()) {
             done += 1;
             match run(setup(seed, None)) {
-                Ok(summary) => recovered += summary.recovered,
+                Ok(summary) => {
+                    recovered += summary.recovered;
+                    summary
+                        .seen
+                        .into_iter()
+                        .for_each(|(what, times)| *seen.entry(what).or_default() += times);
+                }
                 Err(violation) => failures.push(replay_line(seed, &violation)),
             }
         }
-        (done, recovered, failures)
+        (done, recovered, seen, failures)
     };
     let results: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || share(thread))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    let done: u64 = results.iter().map(|(done, _, _)| done).sum();
-    let recovered: usize = results.iter().map(|(_, recovered, _)| recovered).sum();
-    let failures: Vec<String> = results.into_iter().flat_map(|(_, _, failures)| failures).collect();
-    println!("{done} worlds with {recovered} recoveries in {:?}", began.elapsed());
+    let done: u64 = results.iter().map(|(done, ..)| done).sum();
+    let recovered: usize = results.iter().map(|(_, recovered, ..)| recovered).sum();
+    let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
+    for (what, times) in results.iter().flat_map(|(_, _, seen, _)| seen) {
+        *seen.entry(what).or_default() += times;
+    }
+    let failures: Vec<String> = results.into_iter().flat_map(|(.., failures)| failures).collect();
+    println!("{done} worlds with {recovered} recoveries in {:?}: {seen:?}", began.elapsed());
     assert_eq!(done, count);
     assert!(failures.is_empty(), "{} worlds failed:\n{}", failures.len(), failures.join("\n"));
+    for what in SEEN {
+        // Rare ones need a crowd.
+        assert!(done < WORLDS || seen.contains_key(what), "{what}: never");
+    }
     assert!(recovered as u64 > done, "worlds in which nothing is ever lost prove little: {recovered}");
 }
 
