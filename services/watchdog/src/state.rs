@@ -282,6 +282,8 @@ impl World {
                 facts.listing = claims.listing(id, held.number);
                 facts.vouched_at = facts.vouched_at.max(claims.vouched_at(id, held.number));
             }
+            let is_current = entry.agent.instance_id.as_ref() == Some(&held.instance_id);
+            facts.channel.said_gone |= is_current && entry.agent.departed;
         }
         Some(facts)
     }

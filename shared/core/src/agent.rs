@@ -100,6 +100,8 @@ pub struct Agent {
     pub error_code: Option<String>,
     /// With `error`.
     pub error_message: Option<String>,
+    /// The current instance is gone by its own word: it said goodbye itself.
+    pub departed: bool,
     /// The instance wants to drain.
     pub instance_drain: Option<Drain>,
     /// An operator wants it to drain; outlives instances.
@@ -129,6 +131,7 @@ impl Agent {
             silent_since: None,
             error_code: None,
             error_message: None,
+            departed: false,
             instance_drain: None,
             operator_drain: None,
             quarantined: None,
@@ -222,6 +225,7 @@ impl Agent {
         }
         self.registered_at = Some(time);
         self.profile = Some(profile.clone());
+        self.departed = false;
         self.instance_drain = None;
         self.silent_since = None;
     }
@@ -252,6 +256,8 @@ impl Agent {
             && let Some(instance) = self.instance_id.clone()
         {
             self.past.insert(instance);
+            // What an operator or a prober says of it afterwards does not take its own word back.
+            self.departed |= change.by.as_deref() == Some("instance");
         }
         self.previous = change.previous;
         self.status = Some(status);

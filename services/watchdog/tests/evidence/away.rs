@@ -7,6 +7,7 @@ use rollcall_core::{
 use watchdog::{
     decide::{Verdict, judge},
     matrix::{Row, SAMPLE_LIMITS, sample},
+    sight::Void,
 };
 
 use crate::sim::{Begun, HOUR, LIMITS, Sim, Truth, agent, execution, t};
@@ -163,4 +164,22 @@ fn dispatched_again_the_same_attempt_has_a_grace_of_its_own() {
     sim.beat(false, 0);
     assert_eq!(sim.recovered[0].0, RecoveryReason::DispatchLost);
     assert!(sim.now > t(0));
+}
+
+#[test]
+fn an_instance_that_others_took_for_gone_is_waited_for_once_we_see_again() {
+    let mut sim = Sim::new(HOUR, None);
+    sim.started();
+    sim.beat(true, 1);
+    sim.status("i-1", Status::Gone);
+    sim.beat(true, 2);
+    assert!(sim.is_untouched(), "it lives and says so");
+    sim.blind(Void::BusCut, 900);
+    sim.advance(1_000);
+    assert!(sim.is_untouched(), "its next heartbeat is not overdue for our own ears: {:?}", sim.recovered);
+    sim.beat(true, 3);
+    sim.advance(1_400);
+    assert!(sim.is_untouched(), "{:?}", sim.recovered);
+    sim.advance(4_000);
+    assert_eq!(sim.recovered[0].0, RecoveryReason::AgentGone);
 }
