@@ -7,6 +7,8 @@ use rollcall_core::event::{AgentEvent, RecoveryReason};
 use rollcall_core::gaps::Gaps;
 use rollcall_core::{AgentId, Timestamp};
 
+use crate::detector::{Channel, Grade};
+
 mod live;
 mod probed;
 
@@ -398,6 +400,16 @@ impl Fleet {
             entry.live.claims_since = now;
             if let Some(probe) = &mut entry.live.probe {
                 probe.listening.rebase(now);
+            }
+        }
+    }
+
+    /// Evidence is void: a silence that the log has not taken yet is forgotten, or it would be said once the log is back.
+    pub fn void(&mut self) {
+        for entry in &mut self.entries {
+            let well = entry.known.agent.status.is_some_and(Status::takes_work);
+            if well && entry.live.beat.grade == Grade::Bad {
+                entry.live.beat = Channel::default();
             }
         }
     }

@@ -56,6 +56,7 @@ impl Prober {
             hearing.sight.void(why);
             hearing.unproven.clear();
         }
+        self.fleet.borrow_mut().void();
         self.show_hearing();
         self.send_canary();
     }
