@@ -204,30 +204,12 @@ impl Case<'_> {
             true_at: gone_at,
             fell_due_at: gone_at,
         };
-        // Nobody said goodbye: an operator took it away, or a probe failed for long. Its registry may tell more.
-        if self.facts.channel.driven && !self.facts.channel.said_gone {
+        // It did not say goodbye itself: an operator took it away, or it was given up for its silence or its probe. It may
+        // live, and our own ears may tell nothing of it: it is asked, or its registry is.
+        if !self.facts.channel.said_gone {
             return self.once_away(&ground, (Row::GoneVouched, Row::AgentGone), alarm);
         }
-        if !self.facts.channel.said_gone && self.may_be_heard(gone_at, alarm) {
-            return None;
-        }
         Some(self.conclude(&ground, TerminateOutcome::NotAttempted))
-    }
-
-    /// Called gone by somebody else, and its next word is not overdue for our own ears: we may just have begun to see, and
-    /// it may live and list the execution.
-    fn may_be_heard(&self, gone_at: Timestamp, alarm: &mut Alarm) -> bool {
-        let stale_at = self.stale_at(gone_at);
-        let (until, row) = match self.quiet_at() {
-            Some(quiet_at) => (quiet_at, Row::GoneVouched),
-            // Blind: whoever regains sight judges again.
-            None => (self.next_word(), Row::Blind),
-        };
-        let waits = until > self.now && self.now < stale_at;
-        if waits {
-            alarm.at(until.min(stale_at), row);
-        }
-        waits
     }
 
     /// Dispatched a moment ago and not started: the dispatcher is still finding out.

@@ -85,7 +85,7 @@ rows! {
     GoneVouched = "gone_vouched", "its agent was forgotten and we still hear it",
         "its heartbeats reach us and list the execution, or its registry, asked over HTTP, does: alive until they fall silent";
     AgentGone = "agent_gone", "its agent said goodbye or was forgotten",
-        "a gone event of its instance in the log, no report waits; without a goodbye of its own a heartbeat is overdue as well, or, driven over HTTP, its registry answered twice without it or is silent to the threshold";
+        "a gone event of its instance in the log, no report waits; without a goodbye of its own, it (or its registry) was asked and answered twice without it, or is away or silent to the threshold";
     Cancelling = "cancelling", "somebody asked for its end, not confirmed yet",
         "the dispatcher terminates it again and again; every loss ends it as cancelled; the safety net is the watchdog's";
     Withheld = "withheld", "there is a ground, and a final report waits on the bus or has yet to get there",

@@ -167,19 +167,17 @@ fn dispatched_again_the_same_attempt_has_a_grace_of_its_own() {
 }
 
 #[test]
-fn an_instance_that_others_took_for_gone_is_waited_for_once_we_see_again() {
+fn an_instance_that_others_took_for_gone_is_asked_before_its_work_is_taken() {
     let mut sim = Sim::new(HOUR, None);
     sim.started();
     sim.beat(true, 1);
-    sim.status("i-1", Status::Gone);
+    sim.given_up("i-1");
     sim.beat(true, 2);
     assert!(sim.is_untouched(), "it lives and says so");
     sim.blind(Void::BusCut, 900);
-    sim.advance(1_000);
-    assert!(sim.is_untouched(), "its next heartbeat is not overdue for our own ears: {:?}", sim.recovered);
-    sim.beat(true, 3);
-    sim.advance(1_400);
-    assert!(sim.is_untouched(), "{:?}", sim.recovered);
-    sim.advance(4_000);
+    sim.advance(10_000);
+    assert!(sim.is_untouched(), "nothing is heard, and it lists it when it is asked: {:?}", sim.recovered);
+    sim.truth = Truth::Mute;
+    sim.advance(LIMITS.stale_after_ms);
     assert_eq!(sim.recovered[0].0, RecoveryReason::AgentGone);
 }

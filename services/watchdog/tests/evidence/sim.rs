@@ -237,7 +237,18 @@ impl Sim {
         self.status_of("a", Some(name), status);
     }
 
+    /// Whoever is gone has said goodbye itself.
     pub fn status_of(&mut self, id: &str, name: Option<&str>, status: Status) {
+        let by = (status == Status::Gone).then(|| "instance".to_owned());
+        self.status_by(id, name, status, by);
+    }
+
+    /// An operator forgets it, or a prober gives it up.
+    pub fn given_up(&mut self, name: &str) {
+        self.status_by("a", Some(name), Status::Gone, None);
+    }
+
+    fn status_by(&mut self, id: &str, name: Option<&str>, status: Status, by: Option<String>) {
         let change = StatusChanged {
             agent_id: AgentId::new(id).unwrap(),
             instance_id: name.map(instance),
@@ -245,7 +256,7 @@ impl Sim {
             reason: "test".to_owned(),
             since: self.now,
             evidence: json!(null),
-            by: None,
+            by,
             code: None,
             message: None,
             deadline: None,
