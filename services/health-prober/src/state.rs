@@ -7,8 +7,6 @@ use rollcall_core::event::{AgentEvent, RecoveryReason};
 use rollcall_core::gaps::Gaps;
 use rollcall_core::{AgentId, Timestamp};
 
-use crate::detector::{Channel, Grade};
-
 mod live;
 mod probed;
 
@@ -404,13 +402,11 @@ impl Fleet {
         }
     }
 
-    /// Evidence is void: a silence that the log has not taken yet is forgotten, or it would be said once the log is back.
-    pub fn void(&mut self) {
+    /// Evidence is void: the failures that were counted count for nothing, also where the log has not taken their event yet.
+    pub fn void(&mut self, now: Timestamp) {
+        self.floor = self.floor.max(now);
         for entry in &mut self.entries {
-            let well = entry.known.agent.status.is_some_and(Status::takes_work);
-            if well && entry.live.beat.grade == Grade::Bad {
-                entry.live.beat = Channel::default();
-            }
+            entry.live.recount(self.floor);
         }
     }
 

@@ -218,13 +218,13 @@ fn a_silence_that_the_log_did_not_take_before_a_void_is_forgotten() {
     let decided = next(&entry.known, &entry.live, None, &lab.policy, now);
     assert!(matches!(decided, Some(Next::Append(AgentEvent::Disconnected(_)))), "{decided:?}");
     // The log is away with the bus, and when both are back it has beaten all the time.
-    lab.fleet.void();
+    lab.fleet.void(lab.now);
     assert_eq!(lab.settle(), [""; 0]);
     lab.fleet.restart_clocks(lab.now);
     assert_eq!(lab.pass(1_499), [""; 0]);
     assert_eq!(lab.pass(1), ["agent.disconnected"]);
     // What the log says stands, until the agent itself is heard.
-    lab.fleet.void();
+    lab.fleet.void(lab.now);
     assert_eq!((lab.settle(), lab.status()), (vec![], Status::Disconnected));
 }
 

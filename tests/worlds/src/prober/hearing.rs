@@ -56,7 +56,8 @@ impl Prober {
             hearing.sight.void(why);
             hearing.unproven.clear();
         }
-        self.fleet.borrow_mut().void();
+        let now = self.now();
+        self.fleet.borrow_mut().void(now);
         self.show_hearing();
         self.send_canary();
     }
