@@ -17,6 +17,8 @@ use crate::{
     stage::{INTERVAL_MS, Stage},
 };
 
+/// More than any agent holds here.
+const CAPACITY_MAX: u32 = 16;
 /// Pause between two tries to hand in a report.
 const REPORT_AGAIN_MS: u64 = 400;
 
@@ -71,6 +73,8 @@ pub(crate) struct Instance {
     /// Stopped (not dead) until then.
     pub frozen_until: u64,
     book: Book,
+    /// Executions that it can hold, by its own word now. The library's book knows a bound only.
+    pub capacity: u32,
     /// The progress of work that stands still.
     stuck: BTreeMap<Key, u64>,
     /// How it answers requests to end something: never, of ten.
@@ -120,7 +124,8 @@ impl Stage {
             id,
             alive: true,
             frozen_until: 0,
-            book: Book::new(capacity),
+            book: Book::new(CAPACITY_MAX),
+            capacity,
             stuck: BTreeMap::new(),
             stubborn,
         });
@@ -154,6 +159,15 @@ impl Stage {
         self.exec.kill(Owner::Instance(at));
     }
 
+    /// An agent holds more from now on, or less, perhaps less than it has.
+    pub(crate) fn set_capacity(&self, at: usize, capacity: u32) {
+        let instance = &mut self.instances.borrow_mut()[at];
+        let before = std::mem::replace(&mut instance.capacity, capacity);
+        let (id, runs) = (&instance.id, instance.book.running());
+        self.say(|| format!("{id} holds {capacity} from now on, {before} until now, and has {runs}"));
+        self.count(if runs > capacity as usize { "capacity below what runs" } else { "capacity changed" });
+    }
+
     fn note_dropped(&self, instance: &InstanceId, key: Key) {
         let now = self.exec.now();
         self.truth.borrow_mut().dropped.insert((instance.clone(), key.execution_id, key.attempt), now);
@@ -171,9 +185,9 @@ impl Stage {
                 agent: instance.agent.clone(),
                 instance: instance.id.clone(),
                 seq: instance.book.next_seq(),
-                state: state.unwrap_or(instance.book.state()),
+                state: state.unwrap_or(instance.state()),
                 claims: instance.claims(now),
-                capacity: instance.book.capacity(),
+                capacity: instance.capacity,
                 bytes: Vec::new(),
             };
             beat.bytes = serde_json::to_vec(&beat.heartbeat()).expect("plain values");
@@ -255,7 +269,7 @@ impl Stage {
 
     fn take(self: &Rc<Self>, at: usize, id: &ExecutionId, attempt: u32, timeout: u64) -> Reply {
         let key = Key::new(id.clone(), attempt);
-        let admission = self.instances.borrow_mut()[at].book.dispatch(&key);
+        let admission = self.instances.borrow_mut()[at].admit(&key);
         match admission {
             Admission::Start => {
                 self.perform(at, key, timeout);
@@ -435,7 +449,9 @@ impl Stage {
         self.exec.spawn(Owner::Instance(at), async move {
             stage.beat(at, None);
             if in_flight == InFlight::Finish {
-                pause(&stage.exec, stage.exec.between(200, 4_000)).await;
+                // Most are in a hurry; some drain for as long as their work lasts.
+                let longest = if stage.exec.chance(300) { 12_000 } else { 4_000 };
+                pause(&stage.exec, stage.exec.between(200, longest)).await;
             }
             stage.thawed(at).await;
             let running = stage.instances.borrow_mut()[at].book.return_all();
@@ -457,6 +473,29 @@ impl Stage {
 }
 
 impl Instance {
+    /// What it holds.
+    pub(crate) fn claims_left(&self) -> impl Iterator<Item = &Key> {
+        self.book.claims()
+    }
+
+    fn admit(&mut self, key: &Key) -> Admission {
+        let full = self.book.running() >= self.capacity as usize;
+        match self.book.dispatch(key) {
+            Admission::Start if full => {
+                self.book.forget(key);
+                Admission::Refused(Refusal::AtCapacity)
+            }
+            admission => admission,
+        }
+    }
+
+    fn state(&self) -> AgentState {
+        match self.book.state() {
+            AgentState::Ready if self.book.running() >= self.capacity as usize => AgentState::Busy,
+            state => state,
+        }
+    }
+
     #[allow(clippy::cast_precision_loss)]
     fn claims(&self, now: u64) -> Vec<OwnedClaim> {
         self.book

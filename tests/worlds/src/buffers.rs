@@ -130,6 +130,8 @@ impl Stage {
         self.say(|| format!("service {me} stands still for {lasts} ms, its machine sleeps: {asleep}"));
         self.count(if asleep { "machines slept" } else { "services stood still" });
         self.exec.freeze(me);
+        let now = self.exec.now();
+        self.truth.borrow_mut().stood.push((me, now, now + lasts));
         let room = usize::try_from(self.exec.between(2, 60)).unwrap_or(0);
         let life = {
             let buffers = &mut self.places.borrow_mut()[me].buffers;

@@ -16,11 +16,13 @@ use dispatcher::{
     decide::{self, Effect},
     state::{Change, Logged, Projection},
 };
-use rollcall_capacity::{Capacity, Error, Grant, Hold, ModelCapacity, Requeue, Stamp};
+use rollcall_capacity::{AgentSetting, Capacity, Error, Grant, Hold, ModelCapacity, Requeue, Stamp};
 use rollcall_core::{
     AgentId, ExecutionId, Pool, Timestamp,
+    agent::Agent,
     event::{EventBody, ExecutionEvent},
     execution::{Execution, Refusal, State},
+    wire::AgentState,
 };
 
 use crate::{
@@ -54,6 +56,8 @@ pub(crate) struct Dispatcher {
     audited: Cell<bool>,
     ready: Cell<bool>,
     capacity: ModelCapacity,
+    /// What capacity was told of each agent last.
+    applied: RefCell<BTreeMap<AgentId, AgentSetting>>,
     beats: RefCell<BTreeMap<AgentId, Rc<Beat>>>,
     reopening: RefCell<BTreeSet<AgentId>>,
     unknown: RefCell<BTreeSet<(ExecutionId, u32)>>,
@@ -79,6 +83,7 @@ impl Dispatcher {
             live: Cell::new(false),
             audited: Cell::new(false),
             ready: Cell::new(false),
+            applied: RefCell::default(),
             beats: RefCell::default(),
             reopening: RefCell::default(),
             unknown: RefCell::default(),
@@ -142,7 +147,7 @@ impl Dispatcher {
                 if this.audit_wanted.replace(false) || quiet >= AUDIT_MS {
                     quiet = 0;
                     let _ = this.audit().await;
-                } else {
+                } else if this.state.borrow().anything_waits() {
                     this.finish_unconfirmed().await;
                     this.fill().await;
                 }
@@ -232,6 +237,11 @@ impl Dispatcher {
                 EventBody::System(_) => {}
             }
         }
+        if !self.stage.has(Defect::RestoredBelieved) {
+            for (pool, seq) in self.state.borrow().reflected() {
+                self.capacity.expect(pool.as_str(), *seq);
+            }
+        }
     }
 
     /// Whoever takes the fold past what others changed has it carried out.
@@ -301,7 +311,9 @@ impl Dispatcher {
     ) -> Option<T> {
         for _ in 0..4 {
             self.step().await;
-            match operation(&self.capacity) {
+            // A handle that has seen nothing takes whatever it finds for what is meant.
+            let unsuspecting = self.stage.has(Defect::RestoredBelieved).then(|| self.stage.capacity.handle());
+            match operation(unsuspecting.as_ref().unwrap_or(&self.capacity)) {
                 Ok(done) => return Some(done),
                 Err(error) if error.wants_rebuild() => {
                     let _ = self.rebuild().await;
@@ -392,12 +404,49 @@ impl Dispatcher {
     }
 
     async fn apply_agent(self: &Rc<Self>, id: &AgentId) {
-        let Some(setting) = self.state.borrow().agent(id).map(decide::setting) else { return };
-        let filled =
-            self.in_capacity(|c| at_once(c.set_agent(POOL, id.as_str(), setting, self.stamp()))).await;
+        let Some(agent) = self.state.borrow().agent(id).cloned() else { return };
+        let setting = decide::setting(&agent);
+        let same =
+            |known: &AgentSetting| AgentSetting { setting_seq: known.setting_seq, ..setting } == *known;
+        let before = self.applied.borrow_mut().insert(id.clone(), setting);
+        if !before.as_ref().is_some_and(same) {
+            self.tell_of(&agent).await;
+        }
+    }
+
+    /// Tells capacity what is known of an agent; what it knows better stays.
+    async fn tell_of(self: &Rc<Self>, agent: &Agent) {
+        let setting = self.setting(agent);
+        let id = agent.id.as_str();
+        let filled = self.in_capacity(|c| at_once(c.set_agent(POOL, id, setting, self.stamp()))).await;
         if let Some(filled) = filled {
             self.spawn_launches(filled.promoted);
         }
+    }
+
+    fn setting(&self, agent: &Agent) -> AgentSetting {
+        let mut setting = decide::setting(agent);
+        if self.stage.has(Defect::DrainIgnored) {
+            setting.open |= agent.operator_drain.is_some();
+        }
+        if self.stage.has(Defect::LoweredIgnored)
+            && let Ok(view) = at_once(self.capacity.inspect(POOL, agent.id.as_str(), 0))
+        {
+            setting.capacity = setting.capacity.max(view.setting.map_or(0, |known| known.capacity));
+        }
+        setting
+    }
+
+    /// The agent as the leader has it.
+    async fn fresh_agent(self: &Rc<Self>, id: &AgentId) -> Result<Option<Agent>, Undecided> {
+        self.stage.leader(self.me).await.map_err(|_| Undecided::Away)?;
+        let mut agent = Agent::unknown(id.clone());
+        for entry in self.stage.log.borrow().history(&self.stage.subjects.agent_event(id)) {
+            if let EventBody::Agent(event) = &entry.event.body {
+                agent.evolve(entry.seq, event, entry.event.time);
+            }
+        }
+        Ok(Some(agent).filter(Agent::is_known))
     }
 
     /// Offers an agent work again after its next heartbeat, or when it runs as a new instance.
@@ -408,13 +457,19 @@ impl Dispatcher {
         let this = Rc::clone(self);
         self.spawn(async move {
             let instance = this.state.borrow().agent(&agent).and_then(|a| a.instance_id.clone());
-            let seen = this.beats.borrow().get(&agent).map(|b| (b.instance.clone(), b.seq));
+            let takes = |b: &Rc<Beat>| {
+                let current = instance.as_ref().is_none_or(|instance| b.instance == *instance);
+                let takes = current && matches!(b.state, AgentState::Ready | AgentState::Busy);
+                takes.then(|| (b.instance.clone(), b.seq))
+            };
+            let heard = || this.beats.borrow().get(&agent).and_then(takes);
+            let seen = heard();
             loop {
                 pause(&this.stage.exec, 200).await;
-                let now = this.beats.borrow().get(&agent).map(|b| (b.instance.clone(), b.seq));
+                let now = heard();
                 let renewed =
                     this.state.borrow().agent(&agent).and_then(|a| a.instance_id.clone()) != instance;
-                if now != seen || renewed {
+                if (now.is_some() && now != seen) || renewed {
                     break;
                 }
             }

@@ -4,7 +4,13 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use rollcall_core::{AgentId, wire::InFlight};
 
-use crate::{exec::Exec, plan::agent, services::Kind, stage::Stage};
+use crate::{
+    exec::Exec,
+    operate::{Order, operate},
+    plan::agent,
+    services::Kind,
+    stage::Stage,
+};
 
 #[derive(Debug, Clone, Copy)]
 enum Trouble {
@@ -24,8 +30,16 @@ enum Trouble {
     LoseHeartbeats,
     /// All who watch do.
     LoseEverywhere,
+    /// It drains itself and exits.
     StopAgent,
+    /// An operator drains an agent, with a deadline or without, and takes that back or not.
+    Drain,
+    /// An operator says that an agent won't come back; it does.
+    Forget,
+    ChangeCapacity,
     WipeCapacity,
+    /// A failover to stale data.
+    RestoreCapacity,
     SetHostClock,
     /// Somebody puts the time source of all hosts right.
     SetFleetTime,
@@ -34,8 +48,11 @@ enum Trouble {
     StallWatchers,
 }
 
+/// Of a thousand moments in which something goes wrong.
+const REPLICATED: u64 = 300;
+
 /// How often each of them happens among the others.
-const TROUBLES: [(u64, Trouble); 17] = [
+const TROUBLES: [(u64, Trouble); 21] = [
     (16, Trouble::Crash),
     (11, Trouble::CutService),
     (7, Trouble::CutWatchers),
@@ -48,7 +65,11 @@ const TROUBLES: [(u64, Trouble); 17] = [
     (4, Trouble::LoseHeartbeats),
     (2, Trouble::LoseEverywhere),
     (6, Trouble::StopAgent),
+    (8, Trouble::Drain),
+    (2, Trouble::Forget),
+    (7, Trouble::ChangeCapacity),
     (5, Trouble::WipeCapacity),
+    (7, Trouble::RestoreCapacity),
     (4, Trouble::SetHostClock),
     (6, Trouble::SetFleetTime),
     (7, Trouble::StallService),
@@ -74,6 +95,9 @@ pub(crate) fn disturb(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
     let me = usize::try_from(exec.between(0, services - 1)).unwrap_or(0);
     let victim = agent(exec.between(0, capacities.len() as u64 - 1));
     let capacity = capacities.get(&victim).copied().unwrap_or(1);
+    if exec.chance(REPLICATED) {
+        stage.replicate();
+    }
     match draw(exec) {
         Trouble::Crash => {
             stage.crash(me);
@@ -114,7 +138,28 @@ pub(crate) fn disturb(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
         }
         Trouble::LoseEverywhere => lose_everywhere(stage),
         Trouble::StopAgent => stop_agent(stage, &victim, capacity),
+        Trouble::Drain => {
+            let deadline = exec.chance(400).then(|| exec.between(500, 6_000));
+            operate(stage, &victim, Order::Drain(deadline));
+            if exec.chance(800) {
+                let (task, victim) = (Rc::clone(stage), victim.clone());
+                exec.later(exec.between(1_000, 12_000), move || operate(&task, &victim, Order::Undrain));
+            }
+        }
+        Trouble::Forget => {
+            operate(stage, &victim, Order::Forget);
+            let task = Rc::clone(stage);
+            exec.later(exec.between(1_000, 9_000), move || {
+                task.boot(&victim, capacity);
+            });
+        }
+        Trouble::ChangeCapacity => {
+            if let Some(at) = current(stage, &victim) {
+                stage.set_capacity(at, u32::try_from(exec.between(0, 4)).unwrap_or(1));
+            }
+        }
         Trouble::WipeCapacity => stage.wipe(),
+        Trouble::RestoreCapacity => stage.fail_over(),
         Trouble::SetHostClock => stage.set_wall(me, stage.either_way(3_000)),
         Trouble::SetFleetTime => stage.set_fleet_time(stage.either_way(2_500)),
         Trouble::StallService => stage.stall(me, stall(exec), exec.chance(250)),

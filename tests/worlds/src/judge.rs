@@ -1,11 +1,14 @@
 //! The judge of a world: reads the whole log, capacity and the truth after a run, and says which invariant of DESIGN.md
 //! was broken, if any.
 
+mod grants;
+mod rest;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use rollcall_capacity::{Capacity, Place};
 use rollcall_core::{
-    AgentId, ExecutionId, InstanceId,
+    ExecutionId, InstanceId,
     event::{AgentEvent, EventBody, ExecutionEvent, Recovered, RecoveryReason, TerminateOutcome},
     execution::{Execution, Standing, State},
 };
@@ -42,7 +45,8 @@ fn broken(invariant: u8, what: impl Into<String>) -> Violation {
 
 /// Looks at everything. `settled`: the world came to rest in its time.
 pub(crate) fn judge(stage: &Stage, settled: bool) -> Verdict {
-    grants(stage)?;
+    grants::grants(stage)?;
+    grants::drains(stage)?;
     histories(stage)?;
     silences(stage)?;
     reports(stage)?;
@@ -52,72 +56,6 @@ pub(crate) fn judge(stage: &Stage, settled: bool) -> Verdict {
 fn ids(stage: &Stage) -> BTreeSet<ExecutionId> {
     let log = stage.log.borrow();
     log.entries().iter().filter_map(|e| e.execution().map(|event| event.execution_id().clone())).collect()
-}
-
-/// Invariant 1: nothing is put to an agent that was given as much as it can hold and has it still by the log. What is
-/// dispatched by the log and was never put to its agent counts only when it is.
-fn grants(stage: &Stage) -> Verdict {
-    let log = stage.log.borrow();
-    let truth = stage.truth.borrow();
-    let mut books = Books::default();
-    let mut entries = log.entries().iter().peekable();
-    for (at, agent, id, attempt) in &truth.asked {
-        while let Some(entry) = entries.next_if(|entry| entry.landed_at <= *at) {
-            books.enter(entry);
-        }
-        books.ask(agent, id, *attempt).map_err(|what| broken(1, format!("at {at} ms {what}")))?;
-    }
-    Ok(())
-}
-
-/// Who has what by the log, and what of it was put to its agent.
-#[derive(Default)]
-struct Books {
-    executions: BTreeMap<ExecutionId, Execution>,
-    capacities: BTreeMap<AgentId, u32>,
-    given: BTreeMap<AgentId, BTreeSet<(ExecutionId, u32)>>,
-}
-
-impl Books {
-    fn enter(&mut self, entry: &Entry) {
-        match &entry.event.body {
-            EventBody::Agent(AgentEvent::Registered(profile) | AgentEvent::Updated(profile)) => {
-                self.capacities.insert(profile.agent_id.clone(), profile.capacity);
-            }
-            EventBody::Execution(event) => {
-                let id = event.execution_id();
-                if let ExecutionEvent::Submitted(request) = event
-                    && !self.executions.contains_key(id)
-                {
-                    let new = Execution::submitted(request.clone(), entry.seq, entry.event.time);
-                    self.executions.insert(id.clone(), new);
-                    return;
-                }
-                let Some(execution) = self.executions.get_mut(id) else { return };
-                let _ = execution.evolve(entry.seq, event, entry.event.time);
-                let holder = execution.holder().map(|held| (held.agent_id.clone(), held.number));
-                for (agent, given) in &mut self.given {
-                    given.retain(|(of, number)| of != id || holder == Some((agent.clone(), *number)));
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn ask(&mut self, agent: &AgentId, id: &ExecutionId, attempt: u32) -> Result<(), String> {
-        let holder = self.executions.get(id).and_then(Execution::holder);
-        if !holder.is_some_and(|held| held.agent_id == *agent && held.number == attempt) {
-            // The log has gone on since: it is nobody's any more, and the answer will change nothing.
-            return Ok(());
-        }
-        let given = self.given.entry(agent.clone()).or_default();
-        given.insert((id.clone(), attempt));
-        let capacity = self.capacities.get(agent).copied().unwrap_or(0) as usize;
-        if given.len() > capacity {
-            return Err(format!("{agent} is asked to take {id}:{attempt} and has {given:?}, of {capacity}"));
-        }
-        Ok(())
-    }
 }
 
 /// Invariants 2, 3, 5 and 6 over each execution's own history.
@@ -338,6 +276,8 @@ fn reports(stage: &Stage) -> Verdict {
     Ok(())
 }
 
+pub(crate) use rest::restless;
+
 /// Invariants 2, 4 and 8: what was accepted is in the log and has ended, or is visibly held; nothing else is held.
 fn ends(stage: &Stage, settled: bool) -> Verdict {
     for id in &stage.truth.borrow().accepted {
@@ -378,6 +318,7 @@ fn ends(stage: &Stage, settled: bool) -> Verdict {
     match places.keys().next() {
         Some(leaked) => Err(broken(4, format!("{leaked:?} holds a place that the log gives to nobody"))),
         None if settled => Ok(()),
+        None if let Some((invariant, what)) = restless(stage) => Err(broken(invariant, what)),
         None => Err(broken(8, "the world did not come to rest")),
     }
 }

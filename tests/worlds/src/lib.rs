@@ -15,6 +15,7 @@ mod disturb;
 mod exec;
 mod judge;
 mod log;
+mod operate;
 mod plan;
 mod prober;
 mod services;
@@ -48,6 +49,12 @@ pub enum Defect {
     ReleaseWithoutCheck,
     /// A watchdog or prober that stood still judges silence as if it had listened, and before it has read what waited.
     StallIgnored,
+    /// Capacity that went back to an older state is believed.
+    RestoredBelieved,
+    /// An operator's drain closes nothing.
+    DrainIgnored,
+    /// A capacity that is lowered is not told.
+    LoweredIgnored,
     /// An agent starts what it was told to end before it came.
     NoTombstone,
 }
@@ -61,6 +68,8 @@ pub struct Setup {
     pub defect: Option<Defect>,
     /// Says what happens on standard output.
     pub trace: bool,
+    /// Takes a digest of all that happens, see [`Summary::digest`].
+    pub digest: bool,
 }
 
 /// What a run was like.
@@ -74,6 +83,8 @@ pub struct Summary {
     pub recovered: usize,
     /// Virtual milliseconds.
     pub lasted_ms: u64,
+    /// A digest of the whole log, byte by byte and with its moments, and of the trace; 0 without [`Setup::digest`].
+    pub digest: u64,
     /// What else happened, how often.
     pub seen: BTreeMap<&'static str, u64>,
 }
@@ -117,7 +128,23 @@ fn executions(stage: &Stage) -> Vec<Execution> {
 fn rests(stage: &Rc<Stage>) -> bool {
     let empty =
         exec::at_once(stage.capacity.handle().scan(POOL, None)).is_ok_and(|page| page.holds.is_empty());
-    empty && stage.reports.borrow().is_empty() && executions(stage).iter().all(|e| e.state.is_terminal())
+    empty
+        && stage.reports.borrow().is_empty()
+        && executions(stage).iter().all(|e| e.state.is_terminal())
+        && judge::restless(stage).is_none()
+}
+
+fn digest(stage: &Stage) -> u64 {
+    if !stage.setup.digest {
+        return 0;
+    }
+    for entry in stage.log.borrow().entries() {
+        stage.digest(entry.subject.as_bytes());
+        stage.digest(&entry.bytes);
+        stage.digest(&entry.decided_at.to_le_bytes());
+        stage.digest(&entry.landed_at.to_le_bytes());
+    }
+    stage.digest.get()
 }
 
 fn summary(stage: &Stage) -> Summary {
@@ -128,6 +155,7 @@ fn summary(stage: &Stage) -> Summary {
         recovered: log.entries().iter().filter(recovered).count(),
         executions: executions(stage).len(),
         lasted_ms: stage.exec.now(),
+        digest: digest(stage),
         seen: stage.seen.take(),
     }
 }

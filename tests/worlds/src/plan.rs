@@ -12,6 +12,7 @@ use crate::{
     clock::HOST_WRONG_MS,
     disturb::{current, disturb, lose_everywhere},
     exec::{Owner, Promise, pause},
+    operate::{Order, insist},
     services::Body,
     stage::{Stage, Weather},
     watchdog::history,
@@ -80,7 +81,11 @@ pub(crate) fn worst_moment(stage: &Rc<Stage>, agent: &AgentId) {
     if stage.settling.get() || !stage.exec.chance(WORST_MOMENTS) {
         return;
     }
-    stage.wipe();
+    if stage.exec.chance(500) {
+        stage.wipe();
+    } else {
+        stage.fail_over();
+    }
     let id = ExecutionId::new(&format!("rival-{}", stage.exec.now())).expect("a valid id");
     hand_in(stage, Submitted { priority: 0, ..request(stage, id, Some(agent.clone())) });
 }
@@ -188,6 +193,14 @@ fn heal(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
     stage.places.borrow_mut().iter_mut().for_each(|place| place.loses = 0);
     for instance in stage.instances.borrow_mut().iter_mut() {
         instance.frozen_until = 0;
+    }
+    for agent in capacities.keys() {
+        if stage.exec.chance(700) {
+            insist(stage, agent, Order::Undrain);
+        }
+        if let Some(at) = current(stage, agent).filter(|at| stage.instances.borrow()[*at].capacity == 0) {
+            stage.set_capacity(at, 1);
+        }
     }
     for (agent, capacity) in capacities {
         if current(stage, agent).is_none() && stage.exec.chance(700) {

@@ -3,9 +3,11 @@
 
 mod hearing;
 mod steps;
+mod wishes;
 
 use std::{
     cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
     rc::Rc,
 };
 
@@ -30,6 +32,7 @@ use crate::{
     stage::{INTERVAL_MS, Stage},
 };
 use hearing::Hearing;
+use wishes::Wished;
 
 const TICK_MS: u64 = 100;
 const GOODBYE_TIMEOUT_MS: u64 = 2_000;
@@ -48,6 +51,7 @@ pub(crate) struct Prober {
     /// The log has been read; decisions are allowed.
     ready: Cell<bool>,
     hearing: RefCell<Hearing>,
+    wishes: RefCell<BTreeMap<Index, VecDeque<Wished>>>,
     /// Nothing is judged before: buffers are being read after a stall.
     judge_after: Cell<Timestamp>,
     /// Since when nothing is judged.
@@ -71,6 +75,7 @@ impl Prober {
             listening: Cell::new(false),
             ready: Cell::new(false),
             hearing: RefCell::default(),
+            wishes: RefCell::default(),
             judge_after: Cell::default(),
             held_since: Cell::new(None),
         })
@@ -244,6 +249,7 @@ impl Prober {
                 }
             }
         }
+        self.enforce_deadline(index, now);
         self.reconcile(index);
     }
 }

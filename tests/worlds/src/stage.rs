@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
 };
 
-use rollcall_capacity::ModelCapacity;
+use rollcall_capacity::{ModelCapacity, ModelSnapshot};
 use rollcall_core::{
     AgentId, ExecutionId, Prefix, Timestamp,
     event::{Event, EventBody},
@@ -79,6 +79,10 @@ pub(crate) struct Stage {
     pub server_clock: RefCell<Vec<(u64, i64)>>,
     /// What happened how often, of that which has to happen somewhere.
     pub seen: RefCell<BTreeMap<&'static str, u64>>,
+    /// A digest of what happened.
+    pub digest: Cell<u64>,
+    /// Capacity as it was at some time: where a failover to stale data leads.
+    older: RefCell<Option<ModelSnapshot>>,
     events: Cell<u64>,
 }
 
@@ -103,6 +107,8 @@ impl Stage {
             settling: Cell::new(false),
             server_clock: RefCell::new(vec![(0, 0)]),
             seen: RefCell::default(),
+            digest: Cell::new(0xcbf2_9ce4_8422_2325),
+            older: RefCell::default(),
             events: Cell::new(0),
             setup,
         })
@@ -119,9 +125,20 @@ impl Stage {
 
     /// A line of the trace.
     pub(crate) fn say(&self, line: impl FnOnce() -> String) {
-        if self.setup.trace {
-            println!("{:>7} ms  {}", self.exec.now(), line());
+        if !self.setup.trace && !self.setup.digest {
+            return;
         }
+        let line = format!("{:>7} ms  {}", self.exec.now(), line());
+        self.digest(line.as_bytes());
+        if self.setup.trace {
+            println!("{line}");
+        }
+    }
+
+    /// Adds to the digest of all that happens (FNV-1a).
+    pub(crate) fn digest(&self, bytes: &[u8]) {
+        let add = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        self.digest.set(bytes.iter().fold(self.digest.get(), add));
     }
 
     pub(crate) fn is_cut(&self, agent: &AgentId) -> bool {
@@ -262,6 +279,20 @@ impl Stage {
     pub(crate) fn wipe(&self) {
         self.say(|| "capacity is wiped".to_owned());
         self.capacity.flush();
+    }
+
+    /// Capacity is copied to where a failover may lead.
+    pub(crate) fn replicate(&self) {
+        *self.older.borrow_mut() = Some(self.capacity.snapshot());
+    }
+
+    /// Capacity goes back to the last copy, or is lost if there is none.
+    pub(crate) fn fail_over(&self) {
+        let older = self.older.borrow().clone();
+        let Some(older) = older else { return self.wipe() };
+        self.say(|| "capacity goes back to an older state".to_owned());
+        self.count("capacity moved back");
+        self.capacity.restore(older);
     }
 
     // ---- the truth

@@ -11,6 +11,8 @@ pub(crate) struct Truth {
     pub listed: BTreeMap<(InstanceId, ExecutionId, u32), Vec<u64>>,
     /// The same of all its heartbeats, whatever they listed.
     pub beaten: BTreeMap<InstanceId, Vec<u64>>,
+    /// Which services stood still, from when until when.
+    pub stood: Vec<(usize, u64, u64)>,
     /// Which services lost heartbeats without knowing it, from when until when.
     pub losing: Vec<(usize, u64, u64)>,
     /// When the instance stopped holding it.

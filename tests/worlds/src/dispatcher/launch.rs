@@ -3,9 +3,10 @@
 use std::rc::Rc;
 
 use dispatcher::{decide, state::Change};
-use rollcall_capacity::{Capacity, Confirmation, Epoch, Grant, Hold};
+use rollcall_capacity::{Capacity, Confirmation, Epoch, Grant, Hold, Stamp};
 use rollcall_core::{
     AgentId, ExecutionId,
+    agent::Agent,
     execution::{Attempt, Execution, Refusal, State},
 };
 
@@ -49,20 +50,19 @@ impl Dispatcher {
             return Ok(None);
         }
         let Ok(agent_id) = AgentId::new(&grant.agent) else { return Ok(None) };
-        self.stage.leader(self.me).await.map_err(|_| Undecided::Away)?;
-        self.fold();
-        let agent = self.state.borrow().agent(&agent_id).cloned();
+        let agent = self.fresh_agent(&agent_id).await?;
         let Some((agent, instance)) = agent.and_then(|a| a.instance_id.clone().map(|i| (a, i))) else {
             return Ok(None);
         };
-        if let Some(why) = decide::closed(&agent) {
-            self.take_back(&id, grant, &agent_id, why).await?;
+        let ignores = self.stage.has(Defect::DrainIgnored) && agent.operator_drain.is_some();
+        if let Some(why) = decide::closed(&agent).filter(|_| !ignores) {
+            self.take_back(&id, grant, &agent, why).await?;
             return Ok(None);
         }
         match self.in_capacity(|c| at_once(c.confirm(POOL, grant, self.stamp()))).await {
             Some(Confirmation::Confirmed { .. }) => {}
             Some(Confirmation::Crowded) => {
-                self.take_back(&id, grant, &agent_id, CROWDED).await?;
+                self.take_back(&id, grant, &agent, CROWDED).await?;
                 return Ok(None);
             }
             Some(Confirmation::Lost) => {
@@ -100,7 +100,9 @@ impl Dispatcher {
         grant: &Grant,
         dispatched: Execution,
     ) -> Result<Option<Execution>, Undecided> {
-        let confirmed = self.in_capacity(|c| at_once(c.confirm(POOL, grant, self.stamp()))).await;
+        // Whoever reads that the agent accepted knows by this how far capacity has come.
+        let stamp = || Stamp { log_seq: self.stamp().log_seq.max(dispatched.seq), ..self.stamp() };
+        let confirmed = self.in_capacity(|c| at_once(c.confirm(POOL, grant, stamp()))).await;
         let Some(held) = dispatched.holder().cloned() else { return Ok(None) };
         if self.now().since_ms(held.dispatched_at) >= TAKE_UP_AFTER_MS {
             self.spawn_settle_unknown(dispatched.id().clone(), held);
@@ -139,15 +141,16 @@ impl Dispatcher {
         self: &Rc<Self>,
         id: &ExecutionId,
         grant: &Grant,
-        agent: &AgentId,
+        agent: &Agent,
         why: &str,
     ) -> Result<(), Undecided> {
         match self.put_back(id, grant.hold.attempt, why).await {
             Ok(change) => {
-                self.apply_agent(agent).await;
+                // First, or the slot would be given to the next one.
+                self.tell_of(agent).await;
                 let hold = grant.hold.clone();
                 self.requeue(&change.after, hold.clone(), hold, Some(grant.agent.clone()), None).await;
-                self.spawn_reopen(agent.clone());
+                self.spawn_reopen(agent.id.clone());
             }
             Err(Undecided::Refused) => {
                 let fresh = self.fresh(id).await?;

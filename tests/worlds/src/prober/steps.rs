@@ -22,23 +22,34 @@ impl Prober {
             return;
         }
         let now = self.now();
-        let (event, expected) = {
-            let mut fleet = self.fleet.borrow_mut();
-            let Some(entry) = fleet.get_mut(index) else { return };
-            if entry.work.busy || entry.work.retry_at.is_some_and(|at| now < at) {
-                return;
-            }
-            match next(&entry.known, &entry.live, None, &self.policy, now) {
-                Some(Next::Append(event)) => {
-                    entry.work.busy = true;
-                    entry.work.retry_at = None;
-                    (event, entry.known.agent.seq)
+        loop {
+            let (event, expected) = {
+                let mut fleet = self.fleet.borrow_mut();
+                let Some(entry) = fleet.get_mut(index) else { return };
+                if entry.work.busy || entry.work.retry_at.is_some_and(|at| now < at) {
+                    return;
                 }
-                _ => return settle(entry),
-            }
-        };
-        let this = Rc::clone(self);
-        self.spawn(async move { this.append(index, event, expected, now).await });
+                let wish = self.wish_of(index);
+                match next(&entry.known, &entry.live, wish.as_ref(), &self.policy, now) {
+                    Some(Next::Append(event)) => {
+                        entry.work.busy = true;
+                        entry.work.retry_at = None;
+                        (event, entry.known.agent.seq)
+                    }
+                    Some(Next::Fulfilled) => {
+                        self.grant(index, true);
+                        continue;
+                    }
+                    Some(Next::Refused(_)) => {
+                        self.grant(index, false);
+                        continue;
+                    }
+                    None => return settle(entry),
+                }
+            };
+            let this = Rc::clone(self);
+            return self.spawn(async move { this.append(index, event, expected, now).await });
+        }
     }
 
     async fn append(self: Rc<Self>, index: Index, event: AgentEvent, expected: u64, time: Timestamp) {
@@ -78,6 +89,7 @@ impl Prober {
                     entry.work.refusals += 1;
                     entry.work.retry_at = Some(now.plus_ms(pause));
                 }
+                self.disappoint(index);
             }
         }
         self.reconcile(index);
