@@ -213,7 +213,8 @@ fn silences(stage: &Stage) -> Verdict {
         else {
             continue;
         };
-        if lost_heartbeats(&truth, entry) {
+        // An operator's undrain tells what was known before, as of then: "of one that nobody heard since" (PROTOCOL.md).
+        if change.undrained || lost_heartbeats(&truth, entry) {
             continue;
         }
         let times = change.instance_id.as_ref().and_then(|instance| truth.beaten.get(instance));
