@@ -355,12 +355,21 @@ impl Dispatcher {
         answer: Answer,
     ) -> Result<(), DecideError> {
         let decided = match &answer {
-            Answer::Accepted => self.ledger.decide(id, |e| e.start(held.number)).await,
+            Answer::Accepted => {
+                self.ledger
+                    .decide(id, |e| {
+                        if e.state == State::Dispatching && !decide::is_in_dispatch(e, held) {
+                            return Err(Refusal::State(e.state.as_str()));
+                        }
+                        e.start(held.number)
+                    })
+                    .await
+            }
             Answer::Back(reason) => {
                 tracing::info!(execution_id = %id, agent_id = %held.agent_id, reason, "dispatch refused, back to its queue");
                 self.ledger
                     .decide(id, |e| {
-                        if e.state == State::Dispatching && e.attempt == held.number {
+                        if decide::is_in_dispatch(e, held) {
                             e.queue(1, Some(reason.clone()))
                         } else {
                             Err(Refusal::State(e.state.as_str()))

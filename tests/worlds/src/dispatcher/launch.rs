@@ -237,10 +237,18 @@ impl Dispatcher {
         taken: Taken,
     ) -> Result<(), Undecided> {
         let decided = match taken {
-            Taken::Accepted => self.decide(id, |e| e.start(held.number)).await,
+            Taken::Accepted => {
+                self.decide(id, |e| {
+                    if e.state == State::Dispatching && !decide::is_in_dispatch(e, held) {
+                        return Err(Refusal::State(e.state.as_str()));
+                    }
+                    e.start(held.number)
+                })
+                .await
+            }
             Taken::Back(reason) => {
                 self.decide(id, |e| {
-                    if e.state == State::Dispatching && e.attempt == held.number {
+                    if decide::is_in_dispatch(e, held) {
                         e.queue(1, Some(reason.clone()))
                     } else {
                         Err(Refusal::State(e.state.as_str()))
@@ -273,7 +281,7 @@ impl Dispatcher {
             let mut seen = this.beats.borrow().get(&held.agent_id).map(|b| (b.instance.clone(), b.seq));
             loop {
                 pause(&this.stage.exec, 100).await;
-                let waits = |e: &Execution| e.state == State::Dispatching && e.attempt == held.number;
+                let waits = |e: &Execution| decide::is_in_dispatch(e, &held);
                 if !this.execution(&id).is_some_and(|e| waits(&e)) {
                     break;
                 }
