@@ -70,6 +70,8 @@ pub(crate) struct Instance {
     pub agent: AgentId,
     pub id: InstanceId,
     pub alive: bool,
+    /// When it began.
+    pub born_at: u64,
     /// Stopped (not dead) until then.
     pub frozen_until: u64,
     book: Book,
@@ -123,6 +125,7 @@ impl Stage {
             agent: agent.clone(),
             id,
             alive: true,
+            born_at: self.exec.now(),
             frozen_until: 0,
             book: Book::new(CAPACITY_MAX),
             capacity,

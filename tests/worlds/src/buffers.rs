@@ -5,12 +5,7 @@ use std::{collections::VecDeque, rc::Rc};
 
 use rollcall_core::sight::Void;
 
-use crate::{
-    agent::Beat,
-    clock::{JUMP_MS, SAMPLE_MS},
-    services::Body,
-    stage::Stage,
-};
+use crate::{agent::Beat, clock::JUMP_MS, services::Body, stage::Stage};
 
 /// A sample of the event loop that comes this much late is a stall.
 const STALL_MS: u64 = 200;
@@ -179,7 +174,7 @@ impl Stage {
             self.exec.later(self.exec.between(0, NOTICED_MS), move || stage.tell(me, seen));
         }
         let stage = Rc::clone(self);
-        self.exec.later(self.exec.between(0, SAMPLE_MS), move || {
+        self.exec.later(self.exec.between(0, NOTICED_MS), move || {
             for notice in notices {
                 stage.tell(me, notice);
             }

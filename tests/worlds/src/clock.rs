@@ -21,7 +21,7 @@ pub(crate) const JUMP_MS: u64 = 500;
 /// A host that is right is wrong by so much.
 pub(crate) const HOST_WRONG_MS: u64 = 200;
 /// The monitor of the event loop looks this often.
-pub(crate) const SAMPLE_MS: u64 = 50;
+const SAMPLE_MS: u64 = 50;
 
 /// The clocks at one place, in milliseconds ahead of the true time.
 #[derive(Debug, Clone, Copy, Default)]

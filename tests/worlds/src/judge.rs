@@ -217,6 +217,13 @@ fn silences(stage: &Stage) -> Verdict {
         if change.undrained || lost_heartbeats(&truth, entry) {
             continue;
         }
+        // The newest instance wins: once it is heard, those before it speak for the agent no more.
+        let instances = stage.instances.borrow();
+        let of_agent = instances.iter().filter(|instance| instance.agent == change.agent_id);
+        let newest = of_agent.filter(|instance| instance.born_at <= entry.decided_at).next_back();
+        if newest.map(|instance| &instance.id) != change.instance_id.as_ref() {
+            continue;
+        }
         let times = change.instance_id.as_ref().and_then(|instance| truth.beaten.get(instance));
         if is_steady(stage, times.map_or(&[], Vec::as_slice), entry.decided_at) {
             let (agent, reason) = (&change.agent_id, &change.reason);

@@ -129,6 +129,11 @@ impl Stage {
         self.say(|| format!("service {me}: bus cut {bus_cut}, log cut {log_cut}"));
         let whole = !bus_cut && !log_cut;
         self.places.borrow_mut()[me].link = Link { bus_cut, log_cut, noticed: before.noticed && !whole };
+        if !whole && before.bus_cut && !bus_cut {
+            // Heartbeats come again by a connection that was made anew.
+            self.tell(me, Notice::Link(false));
+            self.tell(me, Notice::Link(true));
+        }
         if whole {
             self.tell(me, Notice::Link(false));
             self.tell(me, Notice::Link(true));
