@@ -219,8 +219,8 @@ fn silences(stage: &Stage) -> Verdict {
         }
         // The newest instance wins: once it is heard, those before it speak for the agent no more.
         let instances = stage.instances.borrow();
-        let of_agent = instances.iter().filter(|instance| instance.agent == change.agent_id);
-        let newest = of_agent.filter(|instance| instance.born_at <= entry.decided_at).next_back();
+        let mut of_agent = instances.iter().filter(|instance| instance.agent == change.agent_id);
+        let newest = of_agent.rfind(|instance| instance.born_at <= entry.decided_at);
         if newest.map(|instance| &instance.id) != change.instance_id.as_ref() {
             continue;
         }
