@@ -6,7 +6,7 @@ use rollcall_capacity::{AgentSetting, Hold, Load, Place, Priority, Queue};
 use rollcall_core::{
     AgentId, ExecutionId, Pool, Timestamp,
     agent::{Agent, Status},
-    execution::{Execution, State},
+    execution::{Attempt, Execution, State},
 };
 
 use crate::state::{Change, Projection};
@@ -124,6 +124,17 @@ pub fn closed(agent: &Agent) -> Option<&'static str> {
     } else {
         Some(agent.status.map_or("unknown", Status::as_str))
     }
+}
+
+/// Whether an execution is still in the very dispatch that `held` was: put back by somebody else it may have been dispatched
+/// again, elsewhere and as the same attempt, and what one agent says is nothing about another.
+#[must_use]
+pub fn is_in_dispatch(execution: &Execution, held: &Attempt) -> bool {
+    let same = |now: &Attempt| {
+        (now.number, now.dispatched_at) == (held.number, held.dispatched_at)
+            && (&now.agent_id, &now.instance_id) == (&held.agent_id, &held.instance_id)
+    };
+    execution.state == State::Dispatching && execution.current().is_some_and(same)
 }
 
 /// Whether nobody could dispatch this to the agent that it was granted: it has no NATS, and somebody else may take it.

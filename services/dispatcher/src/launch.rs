@@ -21,6 +21,8 @@ pub(crate) const DISPATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why an execution was put back that was dispatched by the log and whose slot was gone before its agent was asked.
 const SLOT_LOST: &str = "slot_lost";
+/// Why an execution was put back whose agent has more slots than it can hold.
+const CROWDED: &str = "crowded";
 /// Why an execution was put back whose agent is not there.
 const NO_RESPONDERS: &str = "no_responders";
 
@@ -132,6 +134,10 @@ impl Dispatcher {
             .await
         {
             Some(Confirmation::Confirmed { .. }) => {}
+            Some(Confirmation::Crowded) => {
+                self.take_back(pool, id, grant, &agent, CROWDED).await?;
+                return Ok(None);
+            }
             Some(Confirmation::Lost) => {
                 self.place_waiting(id.as_str()).await;
                 return Ok(None);
@@ -169,8 +175,9 @@ impl Dispatcher {
     }
 
     /// The slot once more, now that the log says who has it. Whoever takes slots away (a rebuild, an agent's move) reads the
-    /// log after that: either it found the dispatch there and kept its slot, or this finds the slot gone. So nothing is put
-    /// to an agent that has not a slot which everybody knows of.
+    /// log after that: either it found the dispatch there and kept its slot, or this finds the slot gone. Taken away twice, it
+    /// may be found there beside what got its slot in between: then there is one too many. So nothing is put to an agent
+    /// that has not a slot of its own which everybody knows of.
     async fn confirm_again(
         self: &Arc<Self>,
         pool: &Pool,
@@ -195,22 +202,31 @@ impl Dispatcher {
             return Ok(Some(dispatched));
         }
         let id = dispatched.id();
-        tracing::warn!(execution_id = %id, agent_id = %held.agent_id, "its slot is gone, back to its queue unasked");
+        let crowded = confirmed == Some(Confirmation::Crowded);
+        let why = if crowded { CROWDED } else { SLOT_LOST };
+        tracing::warn!(execution_id = %id, agent_id = %held.agent_id, why, "no slot is its own, back to its queue unasked");
         let back = self.ledger.decide(id, |e| {
             if e.state == State::Dispatching
                 && e.current().is_some_and(|a| a.dispatched_at == held.dispatched_at)
             {
-                e.queue(1, Some(SLOT_LOST.to_owned()))
+                e.queue(1, Some(why.to_owned()))
             } else {
                 Err(Refusal::State(e.state.as_str()))
             }
         });
         match back.await {
             Ok(change) => {
-                // The log may have been believed meanwhile, and the slot noted as it says.
-                let noted = Leaves::Granted(decide::millis(held.dispatched_at));
                 let hold = grant.hold.clone();
-                self.requeue(&change.after, hold.clone(), hold, noted).await;
+                let leaves = if crowded {
+                    Leaves::Refused(Some(grant.agent.clone()))
+                } else {
+                    // The log may have been believed meanwhile, and the slot noted as it says.
+                    Leaves::Granted(decide::millis(held.dispatched_at))
+                };
+                self.requeue(&change.after, hold.clone(), hold, leaves).await;
+                if crowded {
+                    self.spawn_reopen(held.agent_id);
+                }
                 Ok(None)
             }
             // It was cancelled, or taken up by somebody else.
@@ -304,6 +320,8 @@ impl Dispatcher {
         let pool = self.ledger.read(|p| p.pool_of(&execution));
         match self.claim_by_log(&pool, decide::hold(&execution, held.number), &held.agent_id).await {
             Some(Confirmation::Confirmed { .. }) => {}
+            // Perhaps it was never put to it, and there is no room for it now.
+            Some(Confirmation::Crowded) => return Answer::Unknown,
             // What was put to an agent has a slot, so it was not.
             Some(Confirmation::Lost) => return Answer::Back(SLOT_LOST.to_owned()),
             None => return Answer::Unknown,
@@ -337,12 +355,21 @@ impl Dispatcher {
         answer: Answer,
     ) -> Result<(), DecideError> {
         let decided = match &answer {
-            Answer::Accepted => self.ledger.decide(id, |e| e.start(held.number)).await,
+            Answer::Accepted => {
+                self.ledger
+                    .decide(id, |e| {
+                        if e.state == State::Dispatching && !decide::is_in_dispatch(e, held) {
+                            return Err(Refusal::State(e.state.as_str()));
+                        }
+                        e.start(held.number)
+                    })
+                    .await
+            }
             Answer::Back(reason) => {
                 tracing::info!(execution_id = %id, agent_id = %held.agent_id, reason, "dispatch refused, back to its queue");
                 self.ledger
                     .decide(id, |e| {
-                        if e.state == State::Dispatching && e.attempt == held.number {
+                        if decide::is_in_dispatch(e, held) {
                             e.queue(1, Some(reason.clone()))
                         } else {
                             Err(Refusal::State(e.state.as_str()))

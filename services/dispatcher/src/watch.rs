@@ -16,6 +16,7 @@ use rollcall_core::{
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
+    decide,
     launch::{Answer, DISPATCH_ANSWER_TIMEOUT},
     shell::Dispatcher,
 };
@@ -139,7 +140,7 @@ impl Dispatcher {
             let until = Instant::now() + LOOK_AGAIN;
             let message = timeout_at(until, futures_next(&mut beats)).await.ok().flatten();
             let Some(execution) = self.ledger.execution(id) else { return };
-            if execution.state != State::Dispatching || execution.attempt != held.number {
+            if !decide::is_in_dispatch(&execution, held) {
                 return;
             }
             let Some(message) = message else { continue };

@@ -166,6 +166,8 @@ fn status(known: &Known, live: &Live, policy: &Policy, now: Timestamp) -> Option
             (fresh || agent.status != Some(to))
                 .then(|| AgentEvent::status(to, changed(known, live, reason, now)))
         }
+        // A void came in between: silence begins with the next failure that is counted.
+        Health::Disconnected(_) if known.beats() && live.beat.fails == 0 && !is_silent(agent) => None,
         // Draining silences alarms: below the threshold it goes on.
         Health::Disconnected(_) if draining => None,
         Health::Disconnected(_) => (fresh || agent.status != Some(Status::Disconnected))
@@ -178,6 +180,10 @@ fn status(known: &Known, live: &Live, policy: &Policy, now: Timestamp) -> Option
             news.then(|| AgentEvent::Error(error(known, live, cause, now)))
         }
     }
+}
+
+fn is_silent(agent: &Agent) -> bool {
+    agent.status.is_some_and(Status::is_silent)
 }
 
 fn error(known: &Known, live: &Live, cause: Cause, now: Timestamp) -> StatusChanged {

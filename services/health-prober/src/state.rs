@@ -402,6 +402,14 @@ impl Fleet {
         }
     }
 
+    /// Evidence is void: the failures that were counted count for nothing, also where the log has not taken their event yet.
+    pub fn void(&mut self, now: Timestamp) {
+        self.floor = self.floor.max(now);
+        for entry in &mut self.entries {
+            entry.live.recount(self.floor);
+        }
+    }
+
     /// Evidence from before `now` is void: every clock starts again.
     pub fn restart_clocks(&mut self, now: Timestamp) {
         self.floor = self.floor.max(now);

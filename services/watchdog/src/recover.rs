@@ -125,7 +125,12 @@ async fn work(shared: &Shared, id: &ExecutionId) -> Result<Option<(Judgement, Fa
                 end(shared, id, &holder, reason).await;
                 looks.waiting = Waiting::Unasked;
             }
-            Verdict::Look(look) => fetch(shared, id, &holder, look, &mut looks).await?,
+            Verdict::Look(look) => {
+                if look == Look::Instance {
+                    looks.of_started = facts.started;
+                }
+                fetch(shared, id, &holder, look, &mut looks).await?;
+            }
             Verdict::Recover(_) => return recover(shared, id, &looks).await.map(|()| None),
         }
     }

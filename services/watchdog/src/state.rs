@@ -47,13 +47,21 @@ pub struct Looks {
     pub waiting: Waiting,
     /// See [`Facts::edge`].
     pub edge: Edge,
+    /// Whether the work was known to have started when its instance was asked: what was said before says nothing after.
+    pub of_started: bool,
     /// See [`Facts::promise`].
     pub promise: Promise,
 }
 
 impl Default for Looks {
     fn default() -> Self {
-        Self { canary: false, waiting: Waiting::Unasked, edge: Edge::Unasked, promise: Promise::Unasked }
+        Self {
+            canary: false,
+            waiting: Waiting::Unasked,
+            edge: Edge::Unasked,
+            of_started: false,
+            promise: Promise::Unasked,
+        }
     }
 }
 

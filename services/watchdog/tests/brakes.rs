@@ -223,8 +223,13 @@ impl Fleet {
             due.reverse();
         }
         for (id, attempt) in due {
-            let mut looks =
-                Looks { canary: true, waiting: Waiting::Nothing, edge: Edge::NoAnswer, ..Looks::default() };
+            let mut looks = Looks {
+                canary: true,
+                waiting: Waiting::Nothing,
+                edge: Edge::NoAnswer,
+                of_started: true,
+                ..Looks::default()
+            };
             let mut last = None;
             for _ in 0..10 {
                 let world = &mut self.dogs[n].world;

@@ -100,7 +100,8 @@ pub trait Capacity: Send + Sync + 'static {
 
     /// The grant is in the log now. If Redis was rebuilt since the grant and does not know of it, the slot is taken again,
     /// if the agent has one free (from the queue too, if the rebuild put the hold there); otherwise it is lost.
-    /// In the grant's own epoch a hold that lost its slot (settled, reclaimed) is [`Confirmation::Lost`].
+    /// In the grant's own epoch a hold that lost its slot (settled, reclaimed) is [`Confirmation::Lost`]. A slot that is one too
+    /// many is [`Confirmation::Crowded`].
     fn confirm(
         &self,
         pool: &str,

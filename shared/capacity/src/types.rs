@@ -217,6 +217,9 @@ pub enum Confirmation {
         /// Redis was rebuilt since the grant without knowing of it, and the slot was taken anew just now.
         reclaimed: bool,
     },
+    /// The hold has this slot, and its agent has more of them than its capacity: a rebuild took what the log says for granted,
+    /// or the capacity was lowered. What was put to the agent is there; what was not must not be.
+    Crowded,
     /// The hold does not have this slot and can't have it: nothing changed. It must not run there.
     Lost,
 }

@@ -258,6 +258,7 @@ impl Agent {
         }
         self.registered_at = Some(time);
         self.profile = Some(profile.clone());
+        self.parting = None;
         self.instance_drain = None;
         self.silent_since = None;
     }
@@ -289,7 +290,12 @@ impl Agent {
         {
             self.past.insert(instance);
         }
-        self.parting = (status == Status::Gone).then(|| Parting::of(change.by.as_deref()));
+        self.parting = match (status, self.parting) {
+            // What anybody says of it afterwards does not take its own word back.
+            (Status::Gone, Some(Parting::Goodbye)) => self.parting,
+            (Status::Gone, _) => Some(Parting::of(change.by.as_deref())),
+            _ => None,
+        };
         self.previous = change.previous;
         self.status = Some(status);
         self.since = change.since;

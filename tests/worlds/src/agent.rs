@@ -2,21 +2,23 @@
 //! contract's promises (list from acceptance until the final report is acknowledged, run an attempt once); what becomes
 //! of the work is drawn.
 
+mod work;
+
 use std::{collections::BTreeMap, rc::Rc};
 
-use rollcall_agent::state::{Admission, Book, Ending, Key, Refusal, StopCause, Termination};
+use rollcall_agent::state::{Admission, Book, Key, Refusal};
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId,
-    wire::{AgentState, Claim, Heartbeat, Outcome, OwnedClaim},
+    wire::{AgentState, Claim, Heartbeat, InFlight, OwnedClaim},
 };
 
 use crate::{
-    Defect,
     exec::{Owner, Promise, pause},
-    log::Report,
     stage::{INTERVAL_MS, Stage},
 };
 
+/// More than any agent holds here.
+const CAPACITY_MAX: u32 = 16;
 /// Pause between two tries to hand in a report.
 const REPORT_AGAIN_MS: u64 = 400;
 
@@ -68,9 +70,13 @@ pub(crate) struct Instance {
     pub agent: AgentId,
     pub id: InstanceId,
     pub alive: bool,
+    /// When it began.
+    pub born_at: u64,
     /// Stopped (not dead) until then.
     pub frozen_until: u64,
     book: Book,
+    /// Executions that it can hold, by its own word now. The library's book knows a bound only.
+    pub capacity: u32,
     /// The progress of work that stands still.
     stuck: BTreeMap<Key, u64>,
     /// How it answers requests to end something: never, of ten.
@@ -95,7 +101,7 @@ pub(crate) enum Request {
     Dispatch(ExecutionId, u32, u64),
     Terminate(ExecutionId, u32),
     Executions,
-    Goodbye,
+    Goodbye(InFlight),
 }
 
 /// What became of a request.
@@ -119,8 +125,10 @@ impl Stage {
             agent: agent.clone(),
             id,
             alive: true,
+            born_at: self.exec.now(),
             frozen_until: 0,
-            book: Book::new(capacity),
+            book: Book::new(CAPACITY_MAX),
+            capacity,
             stuck: BTreeMap::new(),
             stubborn,
         });
@@ -154,6 +162,15 @@ impl Stage {
         self.exec.kill(Owner::Instance(at));
     }
 
+    /// An agent holds more from now on, or less, perhaps less than it has.
+    pub(crate) fn set_capacity(&self, at: usize, capacity: u32) {
+        let instance = &mut self.instances.borrow_mut()[at];
+        let before = std::mem::replace(&mut instance.capacity, capacity);
+        let (id, runs) = (&instance.id, instance.book.running());
+        self.say(|| format!("{id} holds {capacity} from now on, {before} until now, and has {runs}"));
+        self.count(if runs > capacity as usize { "capacity below what runs" } else { "capacity changed" });
+    }
+
     fn note_dropped(&self, instance: &InstanceId, key: Key) {
         let now = self.exec.now();
         self.truth.borrow_mut().dropped.insert((instance.clone(), key.execution_id, key.attempt), now);
@@ -171,19 +188,21 @@ impl Stage {
                 agent: instance.agent.clone(),
                 instance: instance.id.clone(),
                 seq: instance.book.next_seq(),
-                state: state.unwrap_or(instance.book.state()),
+                state: state.unwrap_or(instance.state()),
                 claims: instance.claims(now),
-                capacity: instance.book.capacity(),
+                capacity: instance.capacity,
                 bytes: Vec::new(),
             };
             beat.bytes = serde_json::to_vec(&beat.heartbeat()).expect("plain values");
             Rc::new(beat)
         };
-        if self.is_cut(&beat.agent) {
+        let loses = self.agents_losing.borrow().get(&beat.agent).copied();
+        if self.is_cut(&beat.agent) || loses.is_some_and(|per_mille| self.exec.chance(per_mille)) {
             return;
         }
         if self.broadcast(&beat) {
             let mut truth = self.truth.borrow_mut();
+            truth.beaten.entry(beat.instance.clone()).or_default().push(now);
             for claim in &beat.claims {
                 let key = (beat.instance.clone(), claim.id.clone(), claim.attempt);
                 truth.listed.entry(key).or_default().push(now);
@@ -238,8 +257,8 @@ impl Stage {
             Request::Executions => Reply::Holds(self.instances.borrow()[at].claims(now)),
             Request::Dispatch(id, attempt, timeout) => self.take(at, id, *attempt, *timeout),
             Request::Terminate(id, attempt) => return (Answer::Said(self.end(at, id, *attempt)), 50),
-            Request::Goodbye => {
-                self.shut_down(at);
+            Request::Goodbye(in_flight) => {
+                self.shut_down(at, *in_flight);
                 Reply::Ok
             }
         };
@@ -249,7 +268,7 @@ impl Stage {
 
     fn take(self: &Rc<Self>, at: usize, id: &ExecutionId, attempt: u32, timeout: u64) -> Reply {
         let key = Key::new(id.clone(), attempt);
-        let admission = self.instances.borrow_mut()[at].book.dispatch(&key);
+        let admission = self.instances.borrow_mut()[at].admit(&key);
         match admission {
             Admission::Start => {
                 self.perform(at, key, timeout);
@@ -265,190 +284,32 @@ impl Stage {
             }
         }
     }
-
-    /// The work itself: what will become of it is drawn now.
-    fn perform(self: &Rc<Self>, at: usize, key: Key, timeout: u64) {
-        let fate = if self.settling.get() { 0 } else { self.exec.between(0, 99) };
-        let lasts = self.exec.between(200, timeout.saturating_sub(1_000).max(400));
-        let stage = Rc::clone(self);
-        self.exec.spawn(Owner::Instance(at), async move {
-            match fate {
-                // Never ends by itself: it goes on for ever, or stands still from some moment on.
-                0..=3 if !stage.settling.get() => {}
-                4..=7 if !stage.settling.get() => {
-                    pause(&stage.exec, stage.exec.between(0, 3_000)).await;
-                    stage.stick(at, key);
-                }
-                // Forgets it.
-                8..=15 => {
-                    pause(&stage.exec, lasts).await;
-                    stage.forget(at, &key);
-                }
-                // Takes longer than it may.
-                16..=23 => {
-                    pause(&stage.exec, timeout + lasts).await;
-                    stage.finish(at, &key, Ending::Completed, 0).await;
-                }
-                24..=31 => {
-                    pause(&stage.exec, lasts).await;
-                    stage.finish(at, &key, Ending::Failed, 0).await;
-                }
-                // Reports late, and perhaps twice.
-                32..=45 => {
-                    pause(&stage.exec, lasts).await;
-                    let late = stage.exec.between(0, 6_000);
-                    let reported = stage.finish(at, &key, Ending::Completed, late).await;
-                    if reported && stage.exec.chance(500) {
-                        stage.hand_in(at, &key, Outcome::Completed).await;
-                    }
-                }
-                _ => {
-                    pause(&stage.exec, lasts).await;
-                    stage.finish(at, &key, Ending::Completed, 0).await;
-                }
-            }
-        });
-    }
-
-    async fn thawed(self: &Rc<Self>, at: usize) {
-        loop {
-            let until = self.instances.borrow()[at].frozen_until;
-            let now = self.exec.now();
-            if until <= now {
-                return;
-            }
-            pause(&self.exec, until - now).await;
-        }
-    }
-
-    fn stick(&self, at: usize, key: Key) {
-        let now = self.exec.now();
-        let instance = &mut self.instances.borrow_mut()[at];
-        let stuck = (instance.id.clone(), key.execution_id.clone(), key.attempt);
-        self.truth.borrow_mut().stuck.insert(stuck, now);
-        instance.stuck.insert(key, now);
-    }
-
-    /// The work ends, and is reported until that is acknowledged. False: it was not running.
-    async fn finish(self: &Rc<Self>, at: usize, key: &Key, ending: Ending, late: u64) -> bool {
-        self.thawed(at).await;
-        let outcome = self.over(at, key, ending);
-        let Some(outcome) = outcome else { return false };
-        pause(&self.exec, late).await;
-        self.hand_in(at, key, outcome).await;
-        if self.instances.borrow_mut()[at].book.acknowledged(key) {
-            let id = self.instances.borrow()[at].id.clone();
-            self.note_dropped(&id, key.clone());
-        }
-        true
-    }
-
-    fn over(&self, at: usize, key: &Key, ending: Ending) -> Option<Outcome> {
-        let instance = &mut self.instances.borrow_mut()[at];
-        let outcome = instance.book.finish(key, ending)?;
-        let over = (instance.id.clone(), key.execution_id.clone(), key.attempt);
-        self.truth.borrow_mut().over.insert(over, self.exec.now());
-        Some(outcome)
-    }
-
-    /// Nobody knows of it any more, and no report tells.
-    fn forget(&self, at: usize, key: &Key) {
-        if self.instances.borrow_mut()[at].book.forget(key) {
-            let id = self.instances.borrow()[at].id.clone();
-            self.note_dropped(&id, key.clone());
-        }
-    }
-
-    /// Reports until the stream has acknowledged.
-    async fn hand_in(self: &Rc<Self>, at: usize, key: &Key, outcome: Outcome) {
-        let (agent, instance) = {
-            let instances = self.instances.borrow();
-            (instances[at].agent.clone(), instances[at].id.clone())
-        };
-        let report = Report {
-            agent: agent.clone(),
-            instance,
-            execution: key.execution_id.clone(),
-            attempt: key.attempt,
-            outcome,
-        };
-        self.note_report(&agent, &key.execution_id, key.attempt, outcome);
-        loop {
-            self.thawed(at).await;
-            if let Some(way) = self.way().filter(|_| !self.is_cut(&agent)) {
-                pause(&self.exec, way).await;
-                self.reports.borrow_mut().publish(&report, self.exec.now());
-                self.say(|| format!("report {report:?}"));
-                // The acknowledgement can be lost: then it is reported once more.
-                if let Some(way) = self.way().filter(|_| !self.is_cut(&agent)) {
-                    pause(&self.exec, way).await;
-                    return;
-                }
-            }
-            pause(&self.exec, REPORT_AGAIN_MS).await;
-        }
-    }
-
-    fn end(self: &Rc<Self>, at: usize, id: &ExecutionId, attempt: u32) -> Reply {
-        let key = Key::new(id.clone(), attempt);
-        let (termination, stubborn) = {
-            let instance = &mut self.instances.borrow_mut()[at];
-            if self.has(Defect::NoTombstone) && !instance.book.claims().any(|held| *held == key) {
-                return Reply::NotRunning;
-            }
-            (instance.book.terminate(&key, StopCause::Terminated), instance.stubborn)
-        };
-        if termination == Termination::NotRunning {
-            return Reply::NotRunning;
-        }
-        if !self.settling.get() && self.exec.between(1, 10) <= stubborn {
-            return Reply::StillRunning;
-        }
-        self.say(|| format!("{id}:{attempt} is ended where it runs"));
-        if self.exec.chance(500) {
-            // Without a report, and remembered all the same: a request that is repeated must not start it again.
-            self.forget(at, &key);
-            if !self.has(Defect::NoTombstone) {
-                self.instances.borrow_mut()[at].book.terminate(&key, StopCause::Terminated);
-            }
-        } else {
-            let stage = Rc::clone(self);
-            self.exec.spawn(Owner::Instance(at), async move {
-                stage.finish(at, &key, Ending::Stopped, 0).await;
-            });
-        }
-        Reply::Terminated
-    }
-
-    /// The shutdown routine: take nothing more, finish or hand back, wait for acknowledgements, say goodbye.
-    pub(crate) fn shut_down(self: &Rc<Self>, at: usize) {
-        if !self.instances.borrow_mut()[at].book.close() {
-            return;
-        }
-        let stage = Rc::clone(self);
-        self.exec.spawn(Owner::Instance(at), async move {
-            stage.beat(at, None);
-            pause(&stage.exec, stage.exec.between(200, 4_000)).await;
-            stage.thawed(at).await;
-            let running = stage.instances.borrow_mut()[at].book.return_all();
-            for key in running {
-                stage.finish(at, &key, Ending::Stopped, 0).await;
-            }
-            while stage.instances.borrow()[at].book.claims().next().is_some() {
-                pause(&stage.exec, REPORT_AGAIN_MS).await;
-            }
-            for _ in 0..3 {
-                stage.beat(at, Some(AgentState::Gone));
-                pause(&stage.exec, 100).await;
-            }
-            stage.say(|| format!("instance {at} exits"));
-            let stage_too = Rc::clone(&stage);
-            stage.exec.later(0, move || stage_too.kill_instance(at));
-        });
-    }
 }
 
 impl Instance {
+    /// What it holds.
+    pub(crate) fn claims_left(&self) -> impl Iterator<Item = &Key> {
+        self.book.claims()
+    }
+
+    fn admit(&mut self, key: &Key) -> Admission {
+        let full = self.book.running() >= self.capacity as usize;
+        match self.book.dispatch(key) {
+            Admission::Start if full => {
+                self.book.forget(key);
+                Admission::Refused(Refusal::AtCapacity)
+            }
+            admission => admission,
+        }
+    }
+
+    fn state(&self) -> AgentState {
+        match self.book.state() {
+            AgentState::Ready if self.book.running() >= self.capacity as usize => AgentState::Busy,
+            state => state,
+        }
+    }
+
     #[allow(clippy::cast_precision_loss)]
     fn claims(&self, now: u64) -> Vec<OwnedClaim> {
         self.book

@@ -3,6 +3,7 @@
 
 mod api;
 mod audit;
+mod effects;
 mod launch;
 mod report;
 
@@ -13,10 +14,10 @@ use std::{
 };
 
 use dispatcher::{
-    decide::{self, Effect},
+    decide,
     state::{Change, Logged, Projection},
 };
-use rollcall_capacity::{Capacity, Error, Grant, Hold, ModelCapacity, Requeue, Stamp};
+use rollcall_capacity::{AgentSetting, ModelCapacity, Stamp};
 use rollcall_core::{
     AgentId, ExecutionId, Pool, Timestamp,
     event::{EventBody, ExecutionEvent},
@@ -26,7 +27,7 @@ use rollcall_core::{
 use crate::{
     Defect,
     agent::Beat,
-    exec::{Owner, at_once, pause},
+    exec::{Owner, pause},
     log::{Appended, Entry},
     stage::{POOL, Stage},
     watchdog::LIMITS,
@@ -36,6 +37,8 @@ const DECISION_TRIES_MAX: u32 = 16;
 const EXPIRY_MS: u64 = 500;
 const AUDIT_MS: u64 = 15_000;
 const QUICK_AUDIT_MS: u64 = 1_000;
+const CLOCK_MS: u64 = 5_000;
+const TRY_AGAIN_MS: u64 = 500;
 /// An agent's time to answer that work is dead, and then some.
 const TAKE_UP_AFTER_MS: u64 = LIMITS.terminate_grace_ms + 5_000;
 /// Pause between the steps of an effect: room for a crash.
@@ -48,8 +51,12 @@ pub(crate) struct Dispatcher {
     state: RefCell<Projection>,
     position: Cell<u64>,
     live: Cell<bool>,
+    /// Capacity was brought in line with the log: before that nobody knows where it has an agent.
+    audited: Cell<bool>,
     ready: Cell<bool>,
     capacity: ModelCapacity,
+    /// What capacity was told of each agent last.
+    applied: RefCell<BTreeMap<AgentId, AgentSetting>>,
     beats: RefCell<BTreeMap<AgentId, Rc<Beat>>>,
     reopening: RefCell<BTreeSet<AgentId>>,
     unknown: RefCell<BTreeSet<(ExecutionId, u32)>>,
@@ -73,7 +80,9 @@ impl Dispatcher {
             state: RefCell::default(),
             position: Cell::new(0),
             live: Cell::new(false),
+            audited: Cell::new(false),
             ready: Cell::new(false),
+            applied: RefCell::default(),
             beats: RefCell::default(),
             reopening: RefCell::default(),
             unknown: RefCell::default(),
@@ -105,12 +114,17 @@ impl Dispatcher {
     pub(crate) fn run(self: &Rc<Self>) {
         let this = Rc::clone(self);
         self.spawn(async move {
+            // Deadlines are written on this clock, and judged by others.
+            this.stage.set_clock(this.me).await;
+            let keeper = Rc::clone(&this);
+            this.spawn(async move { keeper.keep_clock().await });
             while this.stage.leader(this.me).await.is_err() {}
             this.fold();
             this.live.set(true);
             while this.audit().await.is_err() {
-                pause(&this.stage.exec, AUDIT_MS).await;
+                pause(&this.stage.exec, TRY_AGAIN_MS).await;
             }
+            this.audited.set(true);
             this.take_up().await;
             this.ready.set(true);
             this.take_reports();
@@ -132,12 +146,34 @@ impl Dispatcher {
                 if this.audit_wanted.replace(false) || quiet >= AUDIT_MS {
                     quiet = 0;
                     let _ = this.audit().await;
-                } else {
+                } else if this.state.borrow().anything_waits() {
                     this.finish_unconfirmed().await;
                     this.fill().await;
                 }
             }
         });
+    }
+
+    /// Keeps the clock on the time of the log's server.
+    async fn keep_clock(self: Rc<Self>) {
+        loop {
+            pause(&self.stage.exec, CLOCK_MS).await;
+            self.compare_clocks().await;
+        }
+    }
+
+    async fn compare_clocks(&self) {
+        if let Ok(head) = self.stage.head(self.me).await {
+            self.stage.corrects(self.me, &head, false);
+        }
+    }
+
+    /// The host's clock jumped, or the process stood still.
+    pub(crate) fn compares_clocks(self: &Rc<Self>) {
+        if self.live.get() {
+            let this = Rc::clone(self);
+            self.spawn(async move { this.compare_clocks().await });
+        }
     }
 
     /// What a predecessor left half done.
@@ -192,12 +228,17 @@ impl Dispatcher {
                 }
                 EventBody::Agent(event) => {
                     let news = self.state.borrow_mut().apply_agent(entry.seq, event, entry.event.time);
-                    if news && self.live.get() {
+                    if news && self.audited.get() {
                         let (this, id) = (Rc::clone(self), event.agent_id().clone());
                         self.spawn(async move { this.apply_agent(&id).await });
                     }
                 }
                 EventBody::System(_) => {}
+            }
+        }
+        if !self.stage.has(Defect::RestoredBelieved) {
+            for (pool, seq) in self.state.borrow().reflected() {
+                self.capacity.expect(pool.as_str(), *seq);
             }
         }
     }
@@ -258,147 +299,6 @@ impl Dispatcher {
             return Ok(Change { before: Some(execution), after });
         }
         Err(Undecided::Away)
-    }
-
-    // ---- effects
-
-    /// Does something in capacity, rebuilding it when that is what it takes. `None`: left to the audit.
-    async fn in_capacity<T>(
-        self: &Rc<Self>,
-        operation: impl Fn(&ModelCapacity) -> Result<T, Error>,
-    ) -> Option<T> {
-        for _ in 0..4 {
-            self.step().await;
-            match operation(&self.capacity) {
-                Ok(done) => return Some(done),
-                Err(error) if error.wants_rebuild() => {
-                    let _ = self.rebuild().await;
-                }
-                Err(_) => {}
-            }
-        }
-        self.audit_wanted.set(true);
-        None
-    }
-
-    async fn settle(self: &Rc<Self>, hold: &Hold) -> bool {
-        let Some(settled) = self.in_capacity(|c| at_once(c.settle(POOL, hold, self.stamp()))).await else {
-            return false;
-        };
-        self.spawn_launches(settled.promoted);
-        settled.released || settled.dequeued
-    }
-
-    /// Gives up a reservation that nobody has confirmed.
-    async fn give_back(self: &Rc<Self>, hold: &Hold) {
-        if let Some(settled) = self.in_capacity(|c| at_once(c.reclaim(POOL, hold, self.stamp()))).await {
-            self.spawn_launches(settled.promoted);
-        }
-    }
-
-    /// The end of an attempt gives its slot back. With the defect it gives back *a* slot of that agent.
-    async fn release(self: &Rc<Self>, hold: &Hold, agent: Option<&AgentId>) {
-        if !self.settle(hold).await
-            && self.stage.has(Defect::ReleaseWithoutCheck)
-            && let Some(agent) = agent
-            && let Ok(view) = at_once(self.capacity.inspect(POOL, agent.as_str(), 1))
-            && let Some(slot) = view.held.first()
-        {
-            self.settle(&slot.hold).await;
-        }
-    }
-
-    async fn carry_out(self: &Rc<Self>, change: &Change) {
-        for effect in decide::effects(change) {
-            let now = self.execution(change.after.id());
-            match decide::still_due(effect, now.as_ref()) {
-                Effect::Terminate => self.spawn_cancel(change.after.id().clone(), change.after.attempt),
-                Effect::Settle(hold) => {
-                    let agent =
-                        change.before.as_ref().and_then(Execution::holder).map(|h| h.agent_id.clone());
-                    self.release(&hold, agent.as_ref()).await;
-                }
-                Effect::Requeue { old, new, hold_back } => {
-                    let watched = hold_back.clone();
-                    self.requeue(&change.after, old, new, hold_back, None).await;
-                    if let Some(agent) = watched.and_then(|a| AgentId::new(&a).ok()) {
-                        self.spawn_reopen(agent);
-                    }
-                }
-            }
-        }
-    }
-
-    async fn requeue(
-        self: &Rc<Self>,
-        execution: &Execution,
-        old: Hold,
-        new: Hold,
-        hold_back: Option<String>,
-        granted_at_ms: Option<u64>,
-    ) {
-        let requeue = Requeue {
-            old,
-            new,
-            queue: decide::queue_of(execution),
-            priority: decide::priority_of(execution),
-            hold_back,
-            granted_at_ms,
-        };
-        let done = self.in_capacity(|c| at_once(c.requeue(POOL, &requeue, self.stamp()))).await;
-        if let Some(requeued) = done {
-            let _ = at_once(self.capacity.confirm_queued(POOL, &requeue.new, self.stamp()));
-            self.spawn_launches(requeued.promoted);
-        }
-    }
-
-    async fn place_waiting(self: &Rc<Self>, id: &ExecutionId) {
-        if let Some(execution) = self.execution(id).filter(|e| e.state == State::Queued) {
-            let hold = decide::hold(&execution, execution.attempt);
-            self.requeue(&execution, hold.clone(), hold, None, None).await;
-        }
-    }
-
-    async fn apply_agent(self: &Rc<Self>, id: &AgentId) {
-        let Some(setting) = self.state.borrow().agent(id).map(decide::setting) else { return };
-        let filled =
-            self.in_capacity(|c| at_once(c.set_agent(POOL, id.as_str(), setting, self.stamp()))).await;
-        if let Some(filled) = filled {
-            self.spawn_launches(filled.promoted);
-        }
-    }
-
-    /// Offers an agent work again after its next heartbeat, or when it runs as a new instance.
-    fn spawn_reopen(self: &Rc<Self>, agent: AgentId) {
-        if !self.reopening.borrow_mut().insert(agent.clone()) {
-            return;
-        }
-        let this = Rc::clone(self);
-        self.spawn(async move {
-            let instance = this.state.borrow().agent(&agent).and_then(|a| a.instance_id.clone());
-            let seen = this.beats.borrow().get(&agent).map(|b| (b.instance.clone(), b.seq));
-            loop {
-                pause(&this.stage.exec, 200).await;
-                let now = this.beats.borrow().get(&agent).map(|b| (b.instance.clone(), b.seq));
-                let renewed =
-                    this.state.borrow().agent(&agent).and_then(|a| a.instance_id.clone()) != instance;
-                if now != seen || renewed {
-                    break;
-                }
-            }
-            this.reopening.borrow_mut().remove(&agent);
-            let filled = this.in_capacity(|c| at_once(c.reopen(POOL, agent.as_str(), this.stamp()))).await;
-            if let Some(filled) = filled {
-                this.spawn_launches(filled.promoted);
-            }
-        });
-    }
-
-    fn spawn_launches(self: &Rc<Self>, grants: Vec<Grant>) {
-        for grant in grants {
-            let this = Rc::clone(self);
-            self.spawn(async move { this.launch(grant).await });
-        }
     }
 }
 

@@ -77,6 +77,8 @@ pub(crate) struct Exec {
     timers: RefCell<BinaryHeap<Reverse<Timer>>>,
     tasks: RefCell<BTreeMap<u64, Task>>,
     ready: RefCell<VecDeque<u64>>,
+    /// Services that stand still, with their tasks that would run.
+    frozen: RefCell<BTreeMap<usize, Vec<u64>>>,
     /// The task that is being polled, and whether its owner died in the meantime.
     current: Cell<u64>,
     current_owner: Cell<Owner>,
@@ -92,6 +94,7 @@ impl Exec {
             timers: RefCell::default(),
             tasks: RefCell::default(),
             ready: RefCell::default(),
+            frozen: RefCell::default(),
             current: Cell::new(0),
             current_owner: Cell::new(Owner::World),
             current_killed: Cell::new(false),
@@ -146,6 +149,22 @@ impl Exec {
         }
     }
 
+    /// No task of a service runs until it thaws; what they wait for happens meanwhile.
+    pub(crate) fn freeze(&self, service: usize) {
+        self.frozen.borrow_mut().entry(service).or_default();
+    }
+
+    /// The tasks of a service run again.
+    pub(crate) fn thaw(&self, service: usize) {
+        if let Some(held) = self.frozen.borrow_mut().remove(&service) {
+            self.ready.borrow_mut().extend(held);
+        }
+    }
+
+    pub(crate) fn is_frozen(&self, service: usize) -> bool {
+        self.frozen.borrow().contains_key(&service)
+    }
+
     /// Takes the world to `until`, or to the end of everything that can happen.
     pub(crate) fn run_until(&self, until: u64) {
         loop {
@@ -170,6 +189,13 @@ impl Exec {
         loop {
             let Some(id) = self.ready.borrow_mut().pop_front() else { return };
             let Some(mut task) = self.tasks.borrow_mut().remove(&id) else { continue };
+            if let Owner::Service(service) = task.owner
+                && let Some(held) = self.frozen.borrow_mut().get_mut(&service)
+            {
+                held.push(id);
+                self.tasks.borrow_mut().insert(id, task);
+                continue;
+            }
             self.current.set(id);
             self.current_owner.set(task.owner);
             self.current_killed.set(false);

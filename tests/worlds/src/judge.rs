@@ -1,11 +1,14 @@
 //! The judge of a world: reads the whole log, capacity and the truth after a run, and says which invariant of DESIGN.md
 //! was broken, if any.
 
+mod grants;
+mod rest;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use rollcall_capacity::{Capacity, Place};
 use rollcall_core::{
-    AgentId, ExecutionId, InstanceId,
+    ExecutionId, InstanceId,
     event::{AgentEvent, EventBody, ExecutionEvent, Recovered, RecoveryReason, TerminateOutcome},
     execution::{Execution, Standing, State},
 };
@@ -14,11 +17,16 @@ use crate::{
     exec::at_once,
     log::Entry,
     stage::{INTERVAL_MS, POOL, Stage},
+    truth::Truth,
     watchdog::{LIMITS, history},
 };
 
 /// Clocks of services are this far apart at most.
 const CLOCKS_APART_MS: u64 = 1_000;
+
+/// Everybody has adopted the time of the log's server after this: a cut of the bus that leaves the log within reach (14 s,
+/// in which a watchdog does not look for its sight), an interval of five seconds, and a try that fails.
+const ADOPT_MAX_MS: u64 = 23_000;
 
 /// An invariant that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +45,10 @@ fn broken(invariant: u8, what: impl Into<String>) -> Violation {
 
 /// Looks at everything. `settled`: the world came to rest in its time.
 pub(crate) fn judge(stage: &Stage, settled: bool) -> Verdict {
-    grants(stage)?;
+    grants::grants(stage)?;
+    grants::drains(stage)?;
     histories(stage)?;
+    silences(stage)?;
     reports(stage)?;
     ends(stage, settled)
 }
@@ -46,72 +56,6 @@ pub(crate) fn judge(stage: &Stage, settled: bool) -> Verdict {
 fn ids(stage: &Stage) -> BTreeSet<ExecutionId> {
     let log = stage.log.borrow();
     log.entries().iter().filter_map(|e| e.execution().map(|event| event.execution_id().clone())).collect()
-}
-
-/// Invariant 1: nothing is put to an agent that was given as much as it can hold and has it still by the log. What is
-/// dispatched by the log and was never put to its agent counts only when it is.
-fn grants(stage: &Stage) -> Verdict {
-    let log = stage.log.borrow();
-    let truth = stage.truth.borrow();
-    let mut books = Books::default();
-    let mut entries = log.entries().iter().peekable();
-    for (at, agent, id, attempt) in &truth.asked {
-        while let Some(entry) = entries.next_if(|entry| entry.landed_at <= *at) {
-            books.enter(entry);
-        }
-        books.ask(agent, id, *attempt).map_err(|what| broken(1, format!("at {at} ms {what}")))?;
-    }
-    Ok(())
-}
-
-/// Who has what by the log, and what of it was put to its agent.
-#[derive(Default)]
-struct Books {
-    executions: BTreeMap<ExecutionId, Execution>,
-    capacities: BTreeMap<AgentId, u32>,
-    given: BTreeMap<AgentId, BTreeSet<(ExecutionId, u32)>>,
-}
-
-impl Books {
-    fn enter(&mut self, entry: &Entry) {
-        match &entry.event.body {
-            EventBody::Agent(AgentEvent::Registered(profile) | AgentEvent::Updated(profile)) => {
-                self.capacities.insert(profile.agent_id.clone(), profile.capacity);
-            }
-            EventBody::Execution(event) => {
-                let id = event.execution_id();
-                if let ExecutionEvent::Submitted(request) = event
-                    && !self.executions.contains_key(id)
-                {
-                    let new = Execution::submitted(request.clone(), entry.seq, entry.event.time);
-                    self.executions.insert(id.clone(), new);
-                    return;
-                }
-                let Some(execution) = self.executions.get_mut(id) else { return };
-                let _ = execution.evolve(entry.seq, event, entry.event.time);
-                let holder = execution.holder().map(|held| (held.agent_id.clone(), held.number));
-                for (agent, given) in &mut self.given {
-                    given.retain(|(of, number)| of != id || holder == Some((agent.clone(), *number)));
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn ask(&mut self, agent: &AgentId, id: &ExecutionId, attempt: u32) -> Result<(), String> {
-        let holder = self.executions.get(id).and_then(Execution::holder);
-        if !holder.is_some_and(|held| held.agent_id == *agent && held.number == attempt) {
-            // The log has gone on since: it is nobody's any more, and the answer will change nothing.
-            return Ok(());
-        }
-        let given = self.given.entry(agent.clone()).or_default();
-        given.insert((id.clone(), attempt));
-        let capacity = self.capacities.get(agent).copied().unwrap_or(0) as usize;
-        if given.len() > capacity {
-            return Err(format!("{agent} is asked to take {id}:{attempt} and has {given:?}, of {capacity}"));
-        }
-        Ok(())
-    }
 }
 
 /// Invariants 2, 3, 5 and 6 over each execution's own history.
@@ -252,12 +196,63 @@ fn vouched(stage: &Stage, key: &(InstanceId, ExecutionId, u32), at: u64) -> bool
     arrived.len() >= 3 && ends && arrived.windows(2).all(|pair| pair[1] - pair[0] < longest)
 }
 
+/// Heartbeats in a row that chance took from nobody, before an agent can't be silent.
+const STEADY: usize = 4;
+
+/// Invariant 6: nobody is called silent whose heartbeats come.
+fn silences(stage: &Stage) -> Verdict {
+    let log = stage.log.borrow();
+    let truth = stage.truth.borrow();
+    for entry in log.entries() {
+        let EventBody::Agent(AgentEvent::Disconnected(change) | AgentEvent::Error(change)) =
+            &entry.event.body
+        else {
+            continue;
+        };
+        // An operator's undrain tells what was known before, as of then: "of one that nobody heard since" (PROTOCOL.md).
+        if change.undrained || lost_heartbeats(&truth, entry) {
+            continue;
+        }
+        // The newest instance wins: once it is heard, those before it speak for the agent no more.
+        let instances = stage.instances.borrow();
+        let mut of_agent = instances.iter().filter(|instance| instance.agent == change.agent_id);
+        let newest = of_agent.rfind(|instance| instance.born_at <= entry.decided_at);
+        if newest.map(|instance| &instance.id) != change.instance_id.as_ref() {
+            continue;
+        }
+        let times = change.instance_id.as_ref().and_then(|instance| truth.beaten.get(instance));
+        if is_steady(stage, times.map_or(&[], Vec::as_slice), entry.decided_at) {
+            let (agent, reason) = (&change.agent_id, &change.reason);
+            let what = format!("{agent} beat and was called silent ({reason}) at {}", entry.decided_at);
+            return Err(broken(6, what));
+        }
+    }
+    Ok(())
+}
+
+/// Who wrote it lost heartbeats a moment ago, and nothing had told it by then: the holes in their numbers come afterwards.
+fn lost_heartbeats(truth: &Truth, entry: &Entry) -> bool {
+    let lost = |(me, from, until): &(usize, u64, u64)| {
+        let theirs = entry.event.source.ends_with(&format!("/{me}"));
+        theirs && (*from..until + INTERVAL_MS * 3 / 2).contains(&entry.decided_at)
+    };
+    truth.losing.iter().any(lost)
+}
+
+/// Whether heartbeats of those times have come one by one until that moment.
+fn is_steady(stage: &Stage, times: &[u64], at: u64) -> bool {
+    let arrived = times.partition_point(|time| time + 2 * stage.weather_max() < at);
+    let Some(last) = arrived.checked_sub(STEADY).map(|from| &times[from..arrived]) else { return false };
+    let longest = INTERVAL_MS * 3 / 2;
+    last.windows(2).all(|pair| pair[1] - pair[0] < longest) && at - last[STEADY - 1] < longest
+}
+
 fn in_time(stage: &Stage, entry: &Entry, attempt: u32, before: &Execution) -> Verdict {
     let id = before.id();
     let Some(held) = before.attempt_numbered(attempt) else {
         return Err(broken(6, format!("{id}:{attempt} timed out and was never dispatched")));
     };
-    let decided = stage.true_time(entry.decided_at);
+    let decided = stage.fleet_time_at_most(entry.decided_at, ADOPT_MAX_MS);
     if decided.plus_ms(CLOCKS_APART_MS) < held.deadline {
         return Err(broken(
             6,
@@ -284,6 +279,8 @@ fn reports(stage: &Stage) -> Verdict {
     }
     Ok(())
 }
+
+pub(crate) use rest::restless;
 
 /// Invariants 2, 4 and 8: what was accepted is in the log and has ended, or is visibly held; nothing else is held.
 fn ends(stage: &Stage, settled: bool) -> Verdict {
@@ -325,6 +322,7 @@ fn ends(stage: &Stage, settled: bool) -> Verdict {
     match places.keys().next() {
         Some(leaked) => Err(broken(4, format!("{leaked:?} holds a place that the log gives to nobody"))),
         None if settled => Ok(()),
+        None if let Some((invariant, what)) = restless(stage) => Err(broken(invariant, what)),
         None => Err(broken(8, "the world did not come to rest")),
     }
 }

@@ -8,22 +8,29 @@
 //! the services' own, step by step in the same order; a service can die between any two steps.
 
 mod agent;
+mod buffers;
+mod clock;
 mod dispatcher;
+mod disturb;
 mod exec;
 mod judge;
 mod log;
+mod operate;
 mod plan;
 mod prober;
+mod services;
 mod stage;
+mod truth;
 mod watchdog;
 
-use std::rc::Rc;
+use std::{collections::BTreeMap, rc::Rc};
 
 use rollcall_capacity::Capacity;
 use rollcall_core::execution::Execution;
 
 pub use judge::Violation;
-use stage::{Kind, POOL, Stage};
+use services::Kind;
+use stage::{POOL, Stage};
 
 /// A guard that is left out, to see that its absence is noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +47,14 @@ pub enum Defect {
     AskUnconfirmed,
     /// Who does not hold a slot gives back somebody else's.
     ReleaseWithoutCheck,
+    /// A watchdog or prober that stood still judges silence as if it had listened, and before it has read what waited.
+    StallIgnored,
+    /// Capacity that went back to an older state is believed.
+    RestoredBelieved,
+    /// An operator's drain closes nothing.
+    DrainIgnored,
+    /// A capacity that is lowered is not told.
+    LoweredIgnored,
     /// An agent starts what it was told to end before it came.
     NoTombstone,
 }
@@ -53,10 +68,12 @@ pub struct Setup {
     pub defect: Option<Defect>,
     /// Says what happens on standard output.
     pub trace: bool,
+    /// Takes a digest of all that happens, see [`Summary::digest`].
+    pub digest: bool,
 }
 
 /// What a run was like.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Entries of the log.
     pub entries: usize,
@@ -66,6 +83,10 @@ pub struct Summary {
     pub recovered: usize,
     /// Virtual milliseconds.
     pub lasted_ms: u64,
+    /// A digest of the whole log, byte by byte and with its moments, and of the trace; 0 without [`Setup::digest`].
+    pub digest: u64,
+    /// What else happened, how often.
+    pub seen: BTreeMap<&'static str, u64>,
 }
 
 /// Longest time a world gets to come to rest after chaos, in virtual milliseconds: the sum of every bound in it
@@ -107,7 +128,23 @@ fn executions(stage: &Stage) -> Vec<Execution> {
 fn rests(stage: &Rc<Stage>) -> bool {
     let empty =
         exec::at_once(stage.capacity.handle().scan(POOL, None)).is_ok_and(|page| page.holds.is_empty());
-    empty && stage.reports.borrow().is_empty() && executions(stage).iter().all(|e| e.state.is_terminal())
+    empty
+        && stage.reports.borrow().is_empty()
+        && executions(stage).iter().all(|e| e.state.is_terminal())
+        && judge::restless(stage).is_none()
+}
+
+fn digest(stage: &Stage) -> u64 {
+    if !stage.setup.digest {
+        return 0;
+    }
+    for entry in stage.log.borrow().entries() {
+        stage.digest(entry.subject.as_bytes());
+        stage.digest(&entry.bytes);
+        stage.digest(&entry.decided_at.to_le_bytes());
+        stage.digest(&entry.landed_at.to_le_bytes());
+    }
+    stage.digest.get()
 }
 
 fn summary(stage: &Stage) -> Summary {
@@ -118,5 +155,7 @@ fn summary(stage: &Stage) -> Summary {
         recovered: log.entries().iter().filter(recovered).count(),
         executions: executions(stage).len(),
         lasted_ms: stage.exec.now(),
+        digest: digest(stage),
+        seen: stage.seen.take(),
     }
 }

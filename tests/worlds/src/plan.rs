@@ -9,20 +9,26 @@ use rollcall_core::{
 };
 
 use crate::{
+    clock::HOST_WRONG_MS,
+    disturb::{current, disturb, lose_everywhere},
     exec::{Owner, Promise, pause},
-    stage::{Body, Kind, Stage, Weather},
+    operate::{Order, insist},
+    services::Body,
+    stage::{Stage, Weather},
     watchdog::history,
 };
 
 const SUBMIT_TIMEOUT_MS: u64 = 4_000;
 const SUBMIT_TRIES: u32 = 12;
+/// Of a thousand worlds.
+const QUIET_WORLDS: u64 = 150;
 /// Of a thousand dispatches.
 const WORST_MOMENTS: u64 = 60;
 
 /// Everything that goes wrong is over by then, counted from the beginning.
 pub(crate) const CHAOS_MS: u64 = 30_000;
 
-fn agent(number: u64) -> AgentId {
+pub(crate) fn agent(number: u64) -> AgentId {
     AgentId::new(&format!("agent-{number}")).expect("a valid id")
 }
 
@@ -37,8 +43,9 @@ pub(crate) fn begin(stage: &Rc<Stage>) {
     });
     let services = stage.places.borrow().len();
     for me in 0..services {
-        let offset = i64::try_from(exec.between(0, 400)).unwrap_or(0) - 200;
-        stage.places.borrow_mut()[me].offset = offset;
+        // Most hosts are nearly right; a wrong one is put right by the log's server before anything is decided on it.
+        let wrong = if exec.chance(100) { 20_000 } else { HOST_WRONG_MS };
+        stage.places.borrow_mut()[me].clocks.wall = stage.either_way(wrong);
         stage.start(me);
     }
     let agents = exec.between(2, 4);
@@ -55,6 +62,11 @@ pub(crate) fn begin(stage: &Rc<Stage>) {
     }
     let task = Rc::clone(stage);
     exec.spawn(Owner::World, async move {
+        if task.exec.chance(QUIET_WORLDS) {
+            // Only after some quiet time does a hole in the numbers of heartbeats say anything.
+            pause(&task.exec, task.exec.between(9_500, 13_000)).await;
+            lose_everywhere(&task);
+        }
         while task.exec.now() < CHAOS_MS {
             pause(&task.exec, task.exec.between(200, 3_000)).await;
             disturb(&task, &capacities);
@@ -69,7 +81,11 @@ pub(crate) fn worst_moment(stage: &Rc<Stage>, agent: &AgentId) {
     if stage.settling.get() || !stage.exec.chance(WORST_MOMENTS) {
         return;
     }
-    stage.wipe();
+    if stage.exec.chance(500) {
+        stage.wipe();
+    } else {
+        stage.fail_over();
+    }
     let id = ExecutionId::new(&format!("rival-{}", stage.exec.now())).expect("a valid id");
     hand_in(stage, Submitted { priority: 0, ..request(stage, id, Some(agent.clone())) });
 }
@@ -162,119 +178,6 @@ fn command(stage: &Rc<Stage>, after: u64, id: ExecutionId, retry: bool) {
     });
 }
 
-/// One thing goes wrong.
-fn disturb(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
-    let exec = &stage.exec;
-    let services = stage.places.borrow().len() as u64;
-    let me = usize::try_from(exec.between(0, services - 1)).unwrap_or(0);
-    let victim = agent(exec.between(0, capacities.len() as u64 - 1));
-    let capacity = capacities.get(&victim).copied().unwrap_or(1);
-    match exec.between(0, 99) {
-        0..=17 => {
-            stage.crash(me);
-            let task = Rc::clone(stage);
-            exec.later(exec.between(100, 6_000), move || task.start(me));
-        }
-        18..=29 => {
-            let (bus, log) = [(true, true), (true, false), (false, true)]
-                [usize::try_from(exec.between(0, 2)).unwrap_or(0)];
-            cut_service(stage, me, bus, log, exec.between(300, 10_000));
-        }
-        // All who watch are deaf at once, and the log is there.
-        30..=37 => {
-            let lasts = exec.between(4_000, 14_000);
-            for me in watchers(stage) {
-                cut_service(stage, me, true, false, lasts);
-            }
-        }
-        38..=49 => replace(stage, &victim, capacity, true),
-        50..=55 => replace(stage, &victim, capacity, false),
-        56..=63 => {
-            let until = exec.now() + exec.between(500, 9_000);
-            if let Some(at) = current(stage, &victim) {
-                stage.say(|| format!("{victim} freezes until {until}"));
-                stage.instances.borrow_mut()[at].frozen_until = until;
-            }
-        }
-        64..=75 => cut_agent(stage, &victim, exec.between(500, 10_000)),
-        76..=79 => {
-            let lasts = exec.between(2_000, 9_000);
-            for agent in capacities.keys() {
-                cut_agent(stage, agent, lasts);
-            }
-        }
-        80..=86 => {
-            if let Some(at) = current(stage, &victim) {
-                stage.say(|| format!("{victim} is told to stop"));
-                stage.shut_down(at);
-                let (task, victim) = (Rc::clone(stage), victim.clone());
-                exec.later(exec.between(1_000, 9_000), move || {
-                    task.boot(&victim, capacity);
-                });
-            }
-        }
-        87..=92 => {
-            stage.wipe();
-        }
-        _ => jump(stage, me),
-    }
-}
-
-fn watchers(stage: &Stage) -> Vec<usize> {
-    let places = stage.places.borrow();
-    (0..places.len()).filter(|me| places[*me].kind != Kind::Dispatcher).collect()
-}
-
-fn cut_service(stage: &Rc<Stage>, me: usize, bus: bool, log: bool, lasts: u64) {
-    stage.set_link(me, bus, log);
-    let task = Rc::clone(stage);
-    stage.exec.later(lasts, move || task.set_link(me, false, false));
-}
-
-fn cut_agent(stage: &Rc<Stage>, agent: &AgentId, lasts: u64) {
-    stage.say(|| format!("{agent} is cut off for {lasts} ms"));
-    stage.agents_cut.borrow_mut().insert(agent.clone());
-    let (task, agent) = (Rc::clone(stage), agent.clone());
-    stage.exec.later(lasts, move || {
-        task.agents_cut.borrow_mut().remove(&agent);
-    });
-}
-
-/// The newest living instance.
-fn current(stage: &Stage, agent: &AgentId) -> Option<usize> {
-    let instances = stage.instances.borrow();
-    (0..instances.len()).rev().find(|at| instances[*at].alive && instances[*at].agent == *agent)
-}
-
-/// A new instance; the old one is killed first, or goes on beside it.
-fn replace(stage: &Rc<Stage>, agent: &AgentId, capacity: u32, kill: bool) {
-    let mut after = 0;
-    if kill {
-        if let Some(at) = current(stage, agent) {
-            stage.kill_instance(at);
-        }
-        after = stage.exec.between(200, 9_000);
-    }
-    let (task, agent) = (Rc::clone(stage), agent.clone());
-    stage.exec.later(after, move || {
-        task.boot(&agent, capacity);
-    });
-}
-
-/// A prober adopts the new time; a watchdog's clock goes on evenly, and it knows.
-fn jump(stage: &Rc<Stage>, me: usize) {
-    let by = i64::try_from(stage.exec.between(0, 3_000)).unwrap_or(0) - 1_500;
-    stage.say(|| format!("the clock of service {me} jumps by {by} ms"));
-    match stage.body(me) {
-        Some(Body::Prober(prober)) => {
-            stage.places.borrow_mut()[me].offset = by;
-            prober.clock_jumped();
-        }
-        Some(Body::Watchdog(watchdog)) => watchdog.clock_jumped(),
-        Some(Body::Dispatcher(_)) | None => {}
-    }
-}
-
 /// The end of chaos: everything works from here on, most agents are back.
 fn heal(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
     stage.say(|| "chaos is over".to_owned());
@@ -286,8 +189,18 @@ fn heal(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
         stage.set_link(me, false, false);
         stage.start(me);
     }
+    stage.agents_losing.borrow_mut().clear();
+    stage.places.borrow_mut().iter_mut().for_each(|place| place.loses = 0);
     for instance in stage.instances.borrow_mut().iter_mut() {
         instance.frozen_until = 0;
+    }
+    for agent in capacities.keys() {
+        if stage.exec.chance(700) {
+            insist(stage, agent, Order::Undrain);
+        }
+        if let Some(at) = current(stage, agent).filter(|at| stage.instances.borrow()[*at].capacity == 0) {
+            stage.set_capacity(at, 1);
+        }
     }
     for (agent, capacity) in capacities {
         if current(stage, agent).is_none() && stage.exec.chance(700) {

@@ -1,33 +1,40 @@
-//! The health-prober around its real detector: heartbeats and silence become statuses in the log. Heartbeats are its
-//! only channel here; edge pings and active probes stay out of the simulation.
+//! The health-prober around its real detector: heartbeats and silence become statuses in the log, operators' wishes and
+//! marks as well. Heartbeats are its only channel here; edge pings and active probes stay out of the simulation.
+
+mod hearing;
+mod steps;
+mod wishes;
 
 use std::{
     cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
     rc::Rc,
 };
 
 use health_prober::{
     config::Policy,
-    decide::{Next, next},
     hear::{Heard, hear},
-    state::{Fleet, Index},
+    state::{Fleet, Index, interval_ms, misses},
 };
 use rollcall_core::{
     AgentId, InstanceId, Timestamp,
     agent::Status,
-    event::{AgentEvent, EventBody},
+    event::{EventBody, ExecutionEvent},
+    sight::Void,
+    wire::InFlight,
 };
 
 use crate::{
     Defect,
     agent::{Beat, Request},
     exec::{Owner, pause},
-    log::Appended,
+    log::Entry,
     stage::{INTERVAL_MS, Stage},
 };
+use hearing::Hearing;
+use wishes::Wished;
 
-const TICK_MS: u64 = 250;
-const RETRY_MS: u64 = 250;
+const TICK_MS: u64 = 100;
 const GOODBYE_TIMEOUT_MS: u64 = 2_000;
 /// A past instance that goes on beating is told goodbye at most this often.
 const FAREWELL_INTERVAL_MS: u64 = 1_000;
@@ -39,8 +46,16 @@ pub(crate) struct Prober {
     policy: Policy,
     fleet: RefCell<Fleet>,
     position: Cell<u64>,
+    /// Its clock is set, and it hears.
+    listening: Cell<bool>,
+    /// The log has been read; decisions are allowed.
     ready: Cell<bool>,
-    farewell_at: Cell<u64>,
+    hearing: RefCell<Hearing>,
+    wishes: RefCell<BTreeMap<Index, VecDeque<Wished>>>,
+    /// Nothing is judged before: buffers are being read after a stall.
+    judge_after: Cell<Timestamp>,
+    /// Since when nothing is judged.
+    held_since: Cell<Option<Timestamp>>,
 }
 
 impl Prober {
@@ -57,8 +72,12 @@ impl Prober {
             },
             fleet: RefCell::default(),
             position: Cell::new(0),
+            listening: Cell::new(false),
             ready: Cell::new(false),
-            farewell_at: Cell::new(0),
+            hearing: RefCell::default(),
+            wishes: RefCell::default(),
+            judge_after: Cell::default(),
+            held_since: Cell::new(None),
         })
     }
 
@@ -70,64 +89,81 @@ impl Prober {
         self.stage.clock(self.me)
     }
 
+    fn forgets_void(&self) -> bool {
+        self.stage.has(Defect::VoidCountedAsAbsent)
+    }
+
     pub(crate) fn run(self: &Rc<Self>) {
-        let link = self.stage.link(self.me);
-        self.fleet.borrow_mut().deaf =
-            (link.bus_cut || link.log_cut) && !self.stage.has(Defect::VoidCountedAsAbsent);
         let this = Rc::clone(self);
         self.spawn(async move {
+            this.stage.set_clock(this.me).await;
+            this.link_is(!this.stage.link(this.me).is_cut());
+            this.listening.set(true);
             while this.stage.leader(this.me).await.is_err() {}
-            this.fold(None);
-            this.fleet.borrow_mut().restart_clocks(this.now());
-            this.ready.set(true);
+            this.fold();
+            this.start();
+            let mut last_tick = this.stage.even(this.me);
             loop {
-                this.tick();
+                let now = this.stage.even(this.me);
+                this.tick(now.saturating_sub(last_tick + TICK_MS));
+                last_tick = now;
                 pause(&this.stage.exec, TICK_MS).await;
             }
         });
     }
 
+    /// The log has been read: from now on there are verdicts, and every clock starts here.
+    fn start(self: &Rc<Self>) {
+        self.ready.set(true);
+        let now = self.now();
+        self.fleet.borrow_mut().restart_clocks(now);
+        self.listen_up();
+    }
+
     pub(crate) fn tail(self: &Rc<Self>) {
         if self.ready.get() {
-            self.fold(None);
-            self.reconcile_all();
+            self.fold();
         }
     }
 
-    /// Folds the log to its end; `ours`: an entry that this process appended.
-    fn fold(&self, ours: Option<u64>) {
-        let log = self.stage.log.borrow();
+    /// Folds the log to its end.
+    fn fold(self: &Rc<Self>) {
         let from = usize::try_from(self.position.get()).unwrap_or(usize::MAX);
-        let mut fleet = self.fleet.borrow_mut();
-        for entry in log.entries().iter().skip(from) {
-            let EventBody::Agent(event) = &entry.event.body else { continue };
-            let Ok(index) = fleet.find_or_add(event.agent_id()) else { continue };
-            fleet.apply(index, entry.seq, event, entry.event.time, ours == Some(entry.seq));
-        }
-        self.position.set(log.last_seq());
-    }
-
-    pub(crate) fn link(&self, connected: bool) {
-        if self.stage.has(Defect::VoidCountedAsAbsent) {
-            return;
-        }
-        let now = self.now();
-        let mut fleet = self.fleet.borrow_mut();
-        fleet.deaf = !connected;
-        if connected {
-            fleet.reconnected_at = Some(now);
-            fleet.restart_clocks(now);
+        let entries: Vec<_> = self.stage.log.borrow().entries().iter().skip(from).map(Rc::clone).collect();
+        for entry in entries {
+            self.position.set(entry.seq);
+            self.fold_entry(&entry);
         }
     }
 
-    /// The wall clock was set and is adopted: every measure starts anew.
-    pub(crate) fn clock_jumped(&self) {
-        let now = self.now();
-        let mut fleet = self.fleet.borrow_mut();
-        fleet.rebase(now);
-        if !self.stage.has(Defect::VoidCountedAsAbsent) {
-            fleet.restart_clocks(now);
-        }
+    fn fold_entry(self: &Rc<Self>, entry: &Entry) {
+        // Another's clock may be ahead: nobody is heard in the future.
+        let time = entry.event.time.min(self.now());
+        let index = match &entry.event.body {
+            EventBody::Agent(event) => {
+                let ours = entry.event.source == self.source();
+                let mut fleet = self.fleet.borrow_mut();
+                let Ok(index) = fleet.find_or_add(event.agent_id()) else { return };
+                if !fleet.apply(index, entry.seq, event, time, ours) {
+                    return;
+                }
+                index
+            }
+            EventBody::Execution(ExecutionEvent::Recovered(lost)) => {
+                let mut fleet = self.fleet.borrow_mut();
+                let Ok(index) = fleet.find_or_add(&lost.agent_id) else { return };
+                if let Some(entry) = fleet.get_mut(index) {
+                    entry.known.lose(lost.reason, lost.returned, time);
+                }
+                index
+            }
+            _ => return,
+        };
+        self.reconcile(index);
+    }
+
+    fn source(&self) -> String {
+        format!("/rollcall/health-prober/{}", self.me)
     }
 
     pub(crate) fn beat(self: &Rc<Self>, beat: &Beat) {
@@ -136,103 +172,84 @@ impl Prober {
         }
         let now = self.now();
         let heard = hear(&mut self.fleet.borrow_mut(), beat.agent.as_str(), &beat.bytes, &self.policy, now);
+        if self.fleet.borrow_mut().gaps.take_suspicion() {
+            self.stage.count("gaps believed by a prober");
+            self.void(Void::Gaps);
+        }
         match heard {
             Ok((Some(index), Heard::News)) => self.reconcile(index),
-            Ok((Some(_), Heard::Past(instance))) => self.farewell(&beat.agent, instance),
+            Ok((Some(index), Heard::Past(instance))) => self.farewell(index, &instance, now),
             _ => {}
         }
     }
 
-    fn farewell(self: &Rc<Self>, agent: &AgentId, instance: InstanceId) {
-        let now = self.stage.exec.now();
-        if now >= self.farewell_at.get() {
-            self.farewell_at.set(now + FAREWELL_INTERVAL_MS);
-            self.say_goodbye(agent.clone(), instance);
-        }
+    /// An instance that no longer counts still beats. Who said goodbye itself knows.
+    fn farewell(self: &Rc<Self>, index: Index, instance: &InstanceId, now: Timestamp) {
+        let agent = {
+            let mut fleet = self.fleet.borrow_mut();
+            let Some(entry) = fleet.get_mut(index) else { return };
+            let superseded = entry.known.agent.instance_id.as_ref() != Some(instance);
+            let said = entry.work.partings.as_deref().and_then(|said| said.past_at);
+            let due = said.is_none_or(|at| now.since_ms(at) >= FAREWELL_INTERVAL_MS);
+            if !due || !(superseded || entry.known.was_dismissed()) {
+                return;
+            }
+            entry.work.partings.get_or_insert_default().past_at = Some(now);
+            entry.known.agent.id.clone()
+        };
+        self.say_goodbye(agent, instance.clone(), InFlight::Finish);
     }
 
-    fn say_goodbye(self: &Rc<Self>, agent: AgentId, instance: InstanceId) {
+    fn say_goodbye(self: &Rc<Self>, agent: AgentId, instance: InstanceId, in_flight: InFlight) {
         let this = Rc::clone(self);
         self.spawn(async move {
-            let _ = this.stage.ask(this.me, &agent, &instance, Request::Goodbye, GOODBYE_TIMEOUT_MS).await;
+            let request = Request::Goodbye(in_flight);
+            let _ = this.stage.ask(this.me, &agent, &instance, request, GOODBYE_TIMEOUT_MS).await;
         });
     }
 
-    fn tick(self: &Rc<Self>) {
+    fn tick(self: &Rc<Self>, late: u64) {
+        self.stalled(late);
+        if !self.stage.has(Defect::StallIgnored) {
+            self.stage.drain(self.me);
+        }
+        self.go_off();
+        self.canary_if_due();
+    }
+
+    /// Looks at every agent whose time may have come.
+    fn go_off(self: &Rc<Self>) {
         let now = self.now();
+        if !self.ready.get() || self.holds(now) {
+            return;
+        }
+        self.look_at_proven(now);
+        let all = indices(&self.fleet.borrow());
+        for index in all {
+            self.look_at(index, now);
+        }
+    }
+
+    fn look_at(self: &Rc<Self>, index: Index, now: Timestamp) {
+        let proven_at = if self.forgets_void() { now } else { self.hearing.borrow().proven_at.min(now) };
         {
             let mut fleet = self.fleet.borrow_mut();
             let (floor, deaf) = (fleet.floor, fleet.deaf);
-            for index in indices(&fleet) {
-                let Some(entry) = fleet.get_mut(index) else { continue };
-                if entry.work.retry_at.is_some_and(|at| at <= now) {
-                    entry.work.retry_at = None;
-                }
-                if entry.known.agent.status != Some(Status::Gone) && !deaf {
-                    entry.live.miss(floor, INTERVAL_MS, now);
-                }
-            }
-        }
-        self.reconcile_all();
-    }
-
-    fn reconcile_all(self: &Rc<Self>) {
-        let all = indices(&self.fleet.borrow());
-        for index in all {
-            self.reconcile(index);
-        }
-    }
-
-    fn reconcile(self: &Rc<Self>, index: Index) {
-        let now = self.now();
-        let (event, expected) = {
-            let mut fleet = self.fleet.borrow_mut();
             let Some(entry) = fleet.get_mut(index) else { return };
-            if entry.work.busy || entry.work.retry_at.is_some_and(|at| now < at) {
-                return;
+            if entry.work.retry_at.is_some_and(|at| at <= now) {
+                entry.work.retry_at = None;
             }
-            match next(&entry.known, &entry.live, None, &self.policy, now) {
-                Some(Next::Append(event)) => {
-                    entry.work.busy = true;
-                    (event, entry.known.agent.seq)
+            if entry.known.agent.status != Some(Status::Gone) && !deaf {
+                let interval = interval_ms(&entry.known, &entry.live, &self.policy);
+                entry.live.miss(floor, interval, proven_at);
+                let missed = misses(now.since_ms(entry.live.counted_from), interval);
+                // Beyond the threshold nothing depends on one more.
+                if missed > entry.live.beat.fails && entry.live.beat.fails < self.policy.failure_threshold {
+                    self.hearing.borrow_mut().unproven.push(index);
                 }
-                _ => {
-                    if entry.live.profile.as_deref() == entry.known.agent.profile.as_ref() {
-                        entry.live.profile = None;
-                    }
-                    return;
-                }
-            }
-        };
-        let this = Rc::clone(self);
-        self.spawn(async move { this.append(index, event, expected, now).await });
-    }
-
-    async fn append(self: Rc<Self>, index: Index, event: AgentEvent, expected: u64, time: Timestamp) {
-        let id = event.agent_id().clone();
-        let subject = self.stage.subjects.agent_event(&id);
-        let entry = self.stage.event(self.me, "health-prober", id.as_str(), time, event.clone().into());
-        let appended = self.stage.append(self.me, &subject, &entry, expected).await;
-        if let Some(entry) = self.fleet.borrow_mut().get_mut(index) {
-            entry.work.busy = false;
-            if appended.is_err() {
-                entry.work.retry_at = Some(time.plus_ms(RETRY_MS));
             }
         }
-        match appended {
-            Ok(Appended::At(seq)) => {
-                self.fold(Some(seq));
-                if let AgentEvent::Superseded(event) = event {
-                    self.say_goodbye(id, event.instance_id);
-                }
-            }
-            Ok(Appended::Conflict) => {
-                if self.stage.leader(self.me).await.is_ok() {
-                    self.fold(None);
-                }
-            }
-            Err(_) => {}
-        }
+        self.enforce_deadline(index, now);
         self.reconcile(index);
     }
 }

@@ -1,5 +1,5 @@
-//! What everybody in a world shares: the network with its weather, the log, capacity, clocks, the processes, and the
-//! truth that only the judge of the world may look at.
+//! What everybody in a world shares: the network with its weather, the log, capacity, the places of the processes, and
+//! the truth that only the judge of the world may look at.
 
 use std::{
     cell::{Cell, RefCell},
@@ -7,9 +7,9 @@ use std::{
     rc::Rc,
 };
 
-use rollcall_capacity::ModelCapacity;
+use rollcall_capacity::{ModelCapacity, ModelSnapshot};
 use rollcall_core::{
-    AgentId, ExecutionId, InstanceId, Prefix, Timestamp,
+    AgentId, ExecutionId, Prefix, Timestamp,
     event::{Event, EventBody},
     subject::Subjects,
     wire::Outcome,
@@ -18,26 +18,24 @@ use uuid::Uuid;
 
 use crate::{
     Defect, Setup,
-    agent::{Beat, Instance},
-    dispatcher::Dispatcher,
-    exec::{Exec, Owner, Promise, pause},
+    agent::Instance,
+    buffers::Notice,
+    exec::{Exec, Promise, pause},
     log::{Appended, Log, Reports},
-    prober::Prober,
-    watchdog::Watchdog,
+    services::{Kind, Place},
+    truth::Truth,
 };
 
 /// Interval of every heartbeat: the shortest that the contract allows.
 pub(crate) const INTERVAL_MS: u64 = 1_000;
-/// Where virtual time begins on the wall, milliseconds since 1970.
-const EPOCH_MS: i64 = 1_800_000_000_000;
 /// The only pool.
 pub(crate) const POOL: &str = "default";
 /// Time one try of an append or a read of the log may take.
-const LOG_TRY_MS: u64 = 1_500;
+pub(crate) const LOG_TRY_MS: u64 = 1_500;
+/// Time a message of our own may take through the bus.
+pub(crate) const CANARY_TIMEOUT_MS: u64 = 2_000;
 /// Tries of an append.
 const LOG_TRIES: u32 = 6;
-/// A cut is noticed within this time.
-const NOTICE_MAX_MS: u64 = 2_000;
 
 /// How messages fare.
 #[derive(Debug, Clone, Copy)]
@@ -59,63 +57,6 @@ impl Weather {
     pub(crate) const FAIR: Self = Self { loss: 0, twice: 0, way_max: 3, astray: 0 };
 }
 
-/// A service's connection.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Link {
-    /// Core messages (heartbeats, requests) don't pass.
-    pub bus_cut: bool,
-    /// The log is not reachable.
-    pub log_cut: bool,
-    /// The service knows.
-    pub noticed: bool,
-}
-
-/// A service that runs.
-#[derive(Clone)]
-pub(crate) enum Body {
-    Dispatcher(Rc<Dispatcher>),
-    Watchdog(Rc<Watchdog>),
-    Prober(Rc<Prober>),
-}
-
-/// What kind of service lives at a place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Dispatcher,
-    Watchdog,
-    Prober,
-}
-
-/// A place for a service process.
-pub(crate) struct Place {
-    pub kind: Kind,
-    pub body: Option<Body>,
-    pub link: Link,
-    /// How far its clock is off, in milliseconds.
-    pub offset: i64,
-}
-
-/// What really happened, for the judge.
-#[derive(Debug, Default)]
-pub(crate) struct Truth {
-    /// When heartbeats that listed this attempt got on the bus and were lost to nobody by chance.
-    pub listed: BTreeMap<(InstanceId, ExecutionId, u32), Vec<u64>>,
-    /// When the instance stopped holding it.
-    pub dropped: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
-    /// When the work itself ended there, reported or not.
-    pub over: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
-    /// Since when it stands still there.
-    pub stuck: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
-    /// Everything that agents reported, whether it arrived or not.
-    pub reported: BTreeSet<(AgentId, ExecutionId, u32, &'static str)>,
-    /// What was put to agents and when, repetitions too.
-    pub asked: Vec<(u64, AgentId, ExecutionId, u32)>,
-    /// Executions whose submission was answered well.
-    pub accepted: BTreeSet<ExecutionId>,
-    /// Executions that were seen in a slot, and waiting by the log, for longer than any launch takes.
-    pub stranded: BTreeSet<ExecutionId>,
-}
-
 /// See the module.
 pub(crate) struct Stage {
     pub exec: Rc<Exec>,
@@ -128,10 +69,20 @@ pub(crate) struct Stage {
     pub instances: RefCell<Vec<Instance>>,
     /// Agents whose network is cut.
     pub agents_cut: RefCell<BTreeSet<AgentId>>,
+    /// Agents whose heartbeats are lost now and then, of a thousand.
+    pub agents_losing: RefCell<BTreeMap<AgentId, u64>>,
     pub weather: Cell<Weather>,
     pub truth: RefCell<Truth>,
     /// Chaos is over: nothing new goes wrong.
     pub settling: Cell<bool>,
+    /// Since when the clock of the log's server is how far ahead of the true time, in milliseconds.
+    pub server_clock: RefCell<Vec<(u64, i64)>>,
+    /// What happened how often, of that which has to happen somewhere.
+    pub seen: RefCell<BTreeMap<&'static str, u64>>,
+    /// A digest of what happened.
+    pub digest: Cell<u64>,
+    /// Capacity as it was at some time: where a failover to stale data leads.
+    older: RefCell<Option<ModelSnapshot>>,
     events: Cell<u64>,
 }
 
@@ -141,19 +92,23 @@ pub(crate) struct Unreachable;
 
 impl Stage {
     pub(crate) fn new(setup: Setup, kinds: &[Kind]) -> Rc<Self> {
-        let place = |kind: &Kind| Place { kind: *kind, body: None, link: Link::default(), offset: 0 };
         Rc::new(Self {
             exec: Exec::new(setup.seed),
             subjects: Subjects::new(Prefix::default()),
             log: RefCell::default(),
             reports: RefCell::default(),
             capacity: ModelCapacity::new(),
-            places: RefCell::new(kinds.iter().map(place).collect()),
+            places: RefCell::new(kinds.iter().map(|kind| Place::new(*kind)).collect()),
             instances: RefCell::default(),
             agents_cut: RefCell::default(),
+            agents_losing: RefCell::default(),
             weather: Cell::new(Weather::FAIR),
             truth: RefCell::default(),
             settling: Cell::new(false),
+            server_clock: RefCell::new(vec![(0, 0)]),
+            seen: RefCell::default(),
+            digest: Cell::new(0xcbf2_9ce4_8422_2325),
+            older: RefCell::default(),
             events: Cell::new(0),
             setup,
         })
@@ -163,30 +118,27 @@ impl Stage {
         self.setup.defect == Some(defect)
     }
 
+    /// Notes that something happened.
+    pub(crate) fn count(&self, what: &'static str) {
+        *self.seen.borrow_mut().entry(what).or_default() += 1;
+    }
+
     /// A line of the trace.
     pub(crate) fn say(&self, line: impl FnOnce() -> String) {
+        if !self.setup.trace && !self.setup.digest {
+            return;
+        }
+        let line = format!("{:>7} ms  {}", self.exec.now(), line());
+        self.digest(line.as_bytes());
         if self.setup.trace {
-            println!("{:>7} ms  {}", self.exec.now(), line());
+            println!("{line}");
         }
     }
 
-    /// The time as a service's clock has it.
-    pub(crate) fn clock(&self, me: usize) -> Timestamp {
-        let offset = self.places.borrow()[me].offset;
-        Timestamp::from_millis(EPOCH_MS + i64::try_from(self.exec.now()).unwrap_or(0) + offset)
-    }
-
-    /// A moment of the world as an exact clock would have it.
-    pub(crate) fn true_time(&self, at: u64) -> Timestamp {
-        Timestamp::from_millis(EPOCH_MS + i64::try_from(at).unwrap_or(0))
-    }
-
-    pub(crate) fn body(&self, me: usize) -> Option<Body> {
-        self.places.borrow()[me].body.clone()
-    }
-
-    pub(crate) fn link(&self, me: usize) -> Link {
-        self.places.borrow()[me].link
+    /// Adds to the digest of all that happens (FNV-1a).
+    pub(crate) fn digest(&self, bytes: &[u8]) {
+        let add = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        self.digest.set(bytes.iter().fold(self.digest.get(), add));
     }
 
     pub(crate) fn is_cut(&self, agent: &AgentId) -> bool {
@@ -203,112 +155,13 @@ impl Stage {
         Some(self.exec.between(1, longest))
     }
 
+    /// A number of milliseconds back or forth.
+    pub(crate) fn either_way(&self, most: u64) -> i64 {
+        i64::try_from(self.exec.between(0, 2 * most)).unwrap_or(0) - i64::try_from(most).unwrap_or(0)
+    }
+
     pub(crate) fn comes_twice(&self) -> bool {
         self.exec.chance(self.weather.get().twice)
-    }
-
-    // ---- services
-
-    /// Starts the service at a place, unless it runs.
-    pub(crate) fn start(self: &Rc<Self>, me: usize) {
-        let kind = {
-            let places = self.places.borrow();
-            if places[me].body.is_some() {
-                return;
-            }
-            places[me].kind
-        };
-        self.say(|| format!("{kind:?} {me} starts"));
-        let body = match kind {
-            Kind::Dispatcher => Body::Dispatcher(Dispatcher::new(self, me)),
-            Kind::Watchdog => Body::Watchdog(Watchdog::new(self, me)),
-            Kind::Prober => Body::Prober(Prober::new(self, me)),
-        };
-        self.places.borrow_mut()[me].body = Some(body.clone());
-        match body {
-            Body::Dispatcher(dispatcher) => dispatcher.run(),
-            Body::Watchdog(watchdog) => watchdog.run(),
-            Body::Prober(prober) => prober.run(),
-        }
-    }
-
-    /// The service dies between two of its steps.
-    pub(crate) fn crash(self: &Rc<Self>, me: usize) {
-        self.say(|| format!("service {me} dies"));
-        self.exec.kill(Owner::Service(me));
-        self.places.borrow_mut()[me].body = None;
-    }
-
-    /// Cuts or heals a service's connection; it notices a cut after a while and a new connection at once.
-    pub(crate) fn set_link(self: &Rc<Self>, me: usize, bus_cut: bool, log_cut: bool) {
-        let before = self.link(me);
-        if (before.bus_cut, before.log_cut) == (bus_cut, log_cut) {
-            return;
-        }
-        self.say(|| format!("service {me}: bus cut {bus_cut}, log cut {log_cut}"));
-        let whole = !bus_cut && !log_cut;
-        self.places.borrow_mut()[me].link = Link { bus_cut, log_cut, noticed: before.noticed && !whole };
-        if whole {
-            self.tell_link(me, false);
-            self.tell_link(me, true);
-            self.tell_tail(me);
-            return;
-        }
-        let stage = Rc::clone(self);
-        self.exec.later(self.exec.between(0, NOTICE_MAX_MS), move || {
-            let link = stage.link(me);
-            if (link.bus_cut || link.log_cut) && !link.noticed {
-                stage.places.borrow_mut()[me].link.noticed = true;
-                stage.tell_link(me, false);
-            }
-        });
-    }
-
-    fn tell_link(&self, me: usize, connected: bool) {
-        match self.body(me) {
-            Some(Body::Watchdog(watchdog)) => watchdog.link(connected),
-            Some(Body::Prober(prober)) => prober.link(connected),
-            Some(Body::Dispatcher(_)) | None => {}
-        }
-    }
-
-    pub(crate) fn tell_tail(&self, me: usize) {
-        if self.link(me).log_cut {
-            return;
-        }
-        match self.body(me) {
-            Some(Body::Dispatcher(dispatcher)) => dispatcher.tail(),
-            Some(Body::Watchdog(watchdog)) => watchdog.tail(),
-            Some(Body::Prober(prober)) => prober.tail(),
-            None => {}
-        }
-    }
-
-    /// A heartbeat goes out to every service that listens. True: it gets to all of them, by an ordinary way.
-    pub(crate) fn broadcast(self: &Rc<Self>, beat: &Rc<Beat>) -> bool {
-        let mut clean = true;
-        for me in 0..self.places.borrow().len() {
-            for _ in 0..=usize::from(self.comes_twice()) {
-                let Some(way) = self.way() else {
-                    clean = false;
-                    continue;
-                };
-                clean &= way <= self.weather.get().way_max;
-                let (stage, beat) = (Rc::clone(self), Rc::clone(beat));
-                self.exec.later(way, move || {
-                    if stage.link(me).bus_cut {
-                        return;
-                    }
-                    match stage.body(me) {
-                        Some(Body::Dispatcher(dispatcher)) => dispatcher.beat(&beat),
-                        Some(Body::Watchdog(watchdog)) => watchdog.beat(&beat),
-                        Some(Body::Prober(prober)) => prober.beat(&beat),
-                        None => {}
-                    }
-                });
-            }
-        }
-        clean
     }
 
     // ---- the log
@@ -388,7 +241,7 @@ impl Stage {
         for me in 0..self.places.borrow().len() {
             let stage = Rc::clone(self);
             let way = self.exec.between(1, self.weather.get().way_max);
-            self.exec.later(way, move || stage.tell_tail(me));
+            self.exec.later(way, move || stage.tell(me, Notice::Tail));
         }
         appended
     }
@@ -403,6 +256,19 @@ impl Stage {
         if self.link(me).log_cut { Err(Unreachable) } else { Ok(()) }
     }
 
+    /// A message of a service's own through the bus. True: it is back in time, and all that came before it is there.
+    pub(crate) async fn comes_back(self: &Rc<Self>, me: usize) -> bool {
+        pause(&self.exec, self.weather.get().way_max * 2).await;
+        if self.link(me).bus_cut {
+            pause(&self.exec, CANARY_TIMEOUT_MS).await;
+            return false;
+        }
+        if !self.has(Defect::StallIgnored) {
+            self.drain(me);
+        }
+        true
+    }
+
     /// The longest way of a message in the worst weather there is.
     pub(crate) const fn weather_max(&self) -> u64 {
         200
@@ -413,6 +279,20 @@ impl Stage {
     pub(crate) fn wipe(&self) {
         self.say(|| "capacity is wiped".to_owned());
         self.capacity.flush();
+    }
+
+    /// Capacity is copied to where a failover may lead.
+    pub(crate) fn replicate(&self) {
+        *self.older.borrow_mut() = Some(self.capacity.snapshot());
+    }
+
+    /// Capacity goes back to the last copy, or is lost if there is none.
+    pub(crate) fn fail_over(&self) {
+        let older = self.older.borrow().clone();
+        let Some(older) = older else { return self.wipe() };
+        self.say(|| "capacity goes back to an older state".to_owned());
+        self.count("capacity moved back");
+        self.capacity.restore(older);
     }
 
     // ---- the truth

@@ -1,6 +1,9 @@
 //! The watchdog around its real judgement: `watchdog::state::World` hears, folds and judges; this carries out what it
 //! says over the simulated network, in the order the service does.
 
+mod errands;
+mod sentry;
+
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeSet,
@@ -9,7 +12,7 @@ use std::{
 
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Timestamp,
-    event::{EventBody, ExecutionEvent, SystemEvent, SystemEventKind},
+    event::{EventBody, ExecutionEvent},
     execution::Execution,
     wire::TerminateState,
 };
@@ -20,7 +23,6 @@ use watchdog::{
     facts::{Edge, Facts, Limits, Promise, Waiting},
     sight::Void,
     state::{Config, Looks, World},
-    zombie::{ClaimFacts, ClaimVerdict, Known, judge_claim, retry_pause_ms},
 };
 
 use crate::{
@@ -47,10 +49,6 @@ const CONFIG: Config = Config {
 };
 const LOOK_TIMEOUT_MS: u64 = 1_000;
 const TERMINATE_TIMEOUT_MS: u64 = LIMITS.terminate_grace_ms + 2_000;
-const CANARY_TIMEOUT_MS: u64 = 2_000;
-const CANARY_INTERVAL_MS: u64 = 5_000;
-const BLIND_INTERVAL_MS: u64 = 100;
-const BREAKER_INTERVAL_MS: u64 = 500;
 const SCHEDULE_MS: u64 = 100;
 const STEPS_MAX: usize = 11;
 const RETRY_MS: u64 = 500;
@@ -61,6 +59,8 @@ pub(crate) struct Watchdog {
     me: usize,
     world: RefCell<World>,
     position: Cell<u64>,
+    /// Its clock is set, and it hears.
+    listening: Cell<bool>,
     following: Cell<bool>,
 }
 
@@ -71,6 +71,7 @@ impl Watchdog {
             me,
             world: RefCell::new(World::new(CONFIG)),
             position: Cell::new(0),
+            listening: Cell::new(false),
             following: Cell::new(false),
         })
     }
@@ -88,10 +89,17 @@ impl Watchdog {
     }
 
     pub(crate) fn run(self: &Rc<Self>) {
-        let link = self.stage.link(self.me);
-        self.with(|world, _| world.sight.set_connected(!link.bus_cut && !link.log_cut));
         let this = Rc::clone(self);
         self.spawn(async move {
+            // No deadline is judged on a clock that is not the log's.
+            this.stage.set_clock(this.me).await;
+            let connected = this.forgets_void() || !this.stage.link(this.me).is_cut();
+            this.with(|world, _| world.sight.set_connected(connected));
+            this.listening.set(true);
+            let sentry = Rc::clone(&this);
+            this.spawn(async move { sentry.watch_self().await });
+            let breaker = Rc::clone(&this);
+            this.spawn(async move { breaker.watch_breaker().await });
             while this.stage.leader(this.me).await.is_err() {}
             this.following.set(true);
             this.fold();
@@ -109,33 +117,19 @@ impl Watchdog {
                 pause(&this.stage.exec, SCHEDULE_MS).await;
             }
         });
-        let this = Rc::clone(self);
-        self.spawn(async move { this.watch_self().await });
-        let this = Rc::clone(self);
-        self.spawn(async move { this.watch_breaker().await });
     }
 
     pub(crate) fn beat(&self, beat: &Beat) {
-        self.with(|world, now| world.beat(beat.agent.as_str(), &beat.heartbeat(), now));
-    }
-
-    /// The connection is known to be cut, or is back.
-    pub(crate) fn link(&self, connected: bool) {
-        if self.forgets_void() {
+        if !self.listening.get() {
             return;
         }
-        self.with(|world, _| {
-            world.sight.set_connected(connected);
-            if connected {
-                world.void(Void::BusCut);
-            }
+        let epoch = self.with(|world, _| world.sight.epoch());
+        let (after, why) = self.with(|world, now| {
+            world.beat(beat.agent.as_str(), &beat.heartbeat(), now);
+            (world.sight.epoch(), world.sight.trouble())
         });
-    }
-
-    /// The wall clock jumped; the even one goes on, and the log's server agrees with it.
-    pub(crate) fn clock_jumped(&self) {
-        if !self.forgets_void() {
-            self.with(|world, _| world.void(Void::ClockJump));
+        if after > epoch && why == Void::Gaps {
+            self.stage.count("gaps believed by a watchdog");
         }
     }
 
@@ -184,66 +178,6 @@ impl Watchdog {
         Ok(self.adopt(id))
     }
 
-    // ---- sight
-
-    async fn canary(&self) -> bool {
-        if self.forgets_void() {
-            return true;
-        }
-        let way = self.stage.weather.get().way_max * 2;
-        pause(&self.stage.exec, way).await;
-        if self.stage.link(self.me).bus_cut {
-            pause(&self.stage.exec, CANARY_TIMEOUT_MS).await;
-            return false;
-        }
-        true
-    }
-
-    async fn watch_self(self: Rc<Self>) {
-        loop {
-            if self.with(|world, _| world.sight.since().is_some()) {
-                pause(&self.stage.exec, CANARY_INTERVAL_MS).await;
-                if !self.canary().await {
-                    self.with(|world, _| world.void(Void::CanaryLost));
-                }
-                continue;
-            }
-            pause(&self.stage.exec, BLIND_INTERVAL_MS).await;
-            let epoch = self.with(|world, _| world.sight.epoch());
-            if self.stage.leader(self.me).await.is_err() {
-                continue;
-            }
-            let last = self.stage.log.borrow().last_seq();
-            if self.position.get() >= last && self.canary().await {
-                self.with(|world, now| world.proven(epoch, now));
-            }
-        }
-    }
-
-    async fn watch_breaker(self: Rc<Self>) {
-        loop {
-            pause(&self.stage.exec, BREAKER_INTERVAL_MS).await;
-            let (speaks, tripped, expected, now) = self.with(|world, now| {
-                if world.sight.caught_up() {
-                    world.check_breaker(now);
-                }
-                let differs = world.is_tripped() != world.log_suspended;
-                (world.sight.since().is_some() && differs, world.is_tripped(), world.system_seq, now)
-            });
-            if !speaks {
-                continue;
-            }
-            let kind =
-                if tripped { SystemEventKind::RecoverySuspended } else { SystemEventKind::RecoveryResumed };
-            let body = SystemEvent { kind, data: serde_json::json!({}) };
-            let subject = self.stage.subjects.system_event("watchdog");
-            let event = self.stage.event(self.me, "watchdog", "watchdog", now, body.into());
-            if self.stage.append(self.me, &subject, &event, expected).await.is_ok() {
-                self.fold();
-            }
-        }
-    }
-
     // ---- judgements
 
     async fn land(self: Rc<Self>, id: ExecutionId, attempt: u32) {
@@ -289,6 +223,7 @@ impl Watchdog {
                 }
                 Verdict::Look(Look::Turn) => self.with(|world, now| world.take_turn(id, now)),
                 Verdict::Look(Look::Instance) => {
+                    looks.of_started = facts.started;
                     looks.edge = self.look(id, held.number, &held.agent_id, &held.instance_id).await;
                 }
                 Verdict::Terminate(_) | Verdict::Look(Look::Promise) if !is_fresh => {
@@ -382,70 +317,6 @@ impl Watchdog {
             }
             Ok(Appended::Conflict) => self.refresh(id).await.map(|_| ()),
             Err(_) => Err("the log is away".to_owned()),
-        }
-    }
-
-    // ---- zombies and greetings
-
-    fn errands(self: &Rc<Self>) {
-        let (zombies, greetings) = self.with(|world, _| {
-            let zombies: BTreeSet<_> = std::mem::take(&mut world.zombies_due).into_iter().collect();
-            let greetings: Vec<_> = world.greetings_due.drain(..).collect();
-            (zombies, greetings)
-        });
-        for (agent, instance) in greetings {
-            let this = Rc::clone(self);
-            self.spawn(async move {
-                let asked = this.stage.ask(this.me, &agent, &instance, Request::Executions, LOOK_TIMEOUT_MS);
-                if matches!(asked.await, Answer::Said(_)) {
-                    this.answered(&agent, &instance);
-                }
-            });
-        }
-        for (agent, instance) in zombies {
-            let this = Rc::clone(self);
-            self.spawn(async move { this.lay_to_rest(&agent, &instance).await });
-        }
-    }
-
-    async fn lay_to_rest(&self, agent: &AgentId, instance: &InstanceId) {
-        let extras: Vec<_> = self.with(|world, now| {
-            let claims = world.agents.get(agent).and_then(|e| e.claims_of(instance.as_str()));
-            let extras = claims.map_or(&[][..], |claims| claims.extras());
-            let judged = extras.iter().map(|e| {
-                let facts = ClaimFacts { known: e.known, times: e.times, next_ask_at: e.next_ask_at };
-                (e.id.clone(), e.attempt, judge_claim(facts, now))
-            });
-            judged.filter(|(_, _, verdict)| *verdict != ClaimVerdict::Leave).collect()
-        });
-        for (id, attempt, verdict) in extras {
-            let Ok(exists) = self.refresh(&id).await else { return };
-            let known = if exists { Known::NotTheirs } else { Known::Nothing };
-            let theirs = self.with(|world, _| {
-                let held = world.executions.get(&id).and_then(Execution::holder);
-                held.is_some_and(|h| {
-                    h.agent_id == *agent && h.instance_id == *instance && h.number == attempt
-                })
-            });
-            let asks = exists && !theirs && verdict == ClaimVerdict::Terminate;
-            self.with(|world, now| {
-                let claims = world.agents.get_mut(agent).and_then(|e| e.claims_mut(instance.as_str()));
-                let extra = claims
-                    .and_then(|c| c.extras_mut().iter_mut().find(|e| e.id == id && e.attempt == attempt));
-                let Some(extra) = extra else { return };
-                if extra.known != known {
-                    extra.known = known;
-                    extra.times = 0;
-                }
-                if asks {
-                    extra.next_ask_at = Some(now.plus_ms(retry_pause_ms(extra.asked)));
-                    extra.asked = extra.asked.saturating_add(1);
-                }
-            });
-            if asks {
-                let request = Request::Terminate(id, attempt);
-                let _ = self.stage.ask(self.me, agent, instance, request, TERMINATE_TIMEOUT_MS).await;
-            }
         }
     }
 }

@@ -498,3 +498,27 @@ fn an_agent_that_accepted_shows_how_far_redis_has_come() {
         assert_eq!(projection.reflected().get("p"), Some(&(seq + 2)), "the dispatch of y");
     }
 }
+
+#[test]
+fn an_answer_to_one_dispatch_says_nothing_about_the_next_one_of_the_same_attempt() {
+    let ExecutionEvent::Submitted(request) = submitted(None) else { unreachable!("as it is made") };
+    let mut execution = Execution::submitted(request, 1, T0);
+    let (one, two) = (AgentId::new("a").unwrap(), AgentId::new("b").unwrap());
+    let instance = InstanceId::new("i").unwrap();
+    let dispatched = execution.dispatch(1, &one, &instance, 900, T0).unwrap();
+    execution.evolve(2, &dispatched, T0).unwrap();
+    let first = execution.current().unwrap().clone();
+    assert!(is_in_dispatch(&execution, &first));
+    // Two dispatchers asked the same agent; the one that was refused first has put it back and given it to another.
+    let back = execution.queue(1, Some("draining".to_owned())).unwrap();
+    execution.evolve(3, &back, T0).unwrap();
+    assert!(!is_in_dispatch(&execution, &first));
+    let again = execution.dispatch(1, &two, &instance, 900, T0).unwrap();
+    execution.evolve(4, &again, T0).unwrap();
+    assert!(
+        !is_in_dispatch(&execution, &first),
+        "the second refusal of the first agent is no word of the other"
+    );
+    let second = execution.current().unwrap().clone();
+    assert!(is_in_dispatch(&execution, &second));
+}

@@ -208,6 +208,27 @@ fn void_starts_the_clock_again() {
 }
 
 #[test]
+fn a_silence_that_the_log_did_not_take_before_a_void_is_forgotten() {
+    let mut lab = Lab::new();
+    lab.beat("i1", 1, "");
+    lab.now = lab.now.plus_ms(2_000);
+    let (index, floor, now) = (lab.fleet.find(AGENT).unwrap(), lab.fleet.floor, lab.now);
+    lab.fleet.get_mut(index).unwrap().live.miss(floor, 1_000, now);
+    let entry = lab.fleet.get(index).unwrap();
+    let decided = next(&entry.known, &entry.live, None, &lab.policy, now);
+    assert!(matches!(decided, Some(Next::Append(AgentEvent::Disconnected(_)))), "{decided:?}");
+    // The log is away with the bus, and when both are back it has beaten all the time.
+    lab.fleet.void(lab.now);
+    assert_eq!(lab.settle(), [""; 0]);
+    lab.fleet.restart_clocks(lab.now);
+    assert_eq!(lab.pass(1_499), [""; 0]);
+    assert_eq!(lab.pass(1), ["agent.disconnected"]);
+    // What the log says stands, until the agent itself is heard.
+    lab.fleet.void(lab.now);
+    assert_eq!((lab.settle(), lab.status()), (vec![], Status::Disconnected));
+}
+
+#[test]
 fn nobody_is_forgotten_for_what_was_counted_before_a_void() {
     let mut lab = Lab::new();
     lab.beat("i1", 1, "");

@@ -96,6 +96,7 @@ impl Shell {
         let heard = !self.fleet.deaf;
         self.hearing.sight.void(why);
         self.hearing.unproven.clear();
+        self.fleet.void(self.clock.now());
         self.show_hearing();
         if heard {
             metrics::counter!("rollcall_evidence_void_total").increment(1);

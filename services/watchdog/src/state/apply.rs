@@ -41,11 +41,12 @@ pub enum Applied {
     System,
 }
 
-/// What a dispatch gave out: whose slot, for which attempt, when. The same attempt may be dispatched again.
-type Slot = (AgentId, u32, Timestamp);
+/// What a dispatch gave out: whose slot, for which attempt, when, and whether it was accepted. The same attempt may be dispatched
+/// again, and lists from before it was accepted are no lists without it.
+type Slot = (AgentId, u32, Timestamp, bool);
 
 fn slot(attempt: &Attempt) -> Slot {
-    (attempt.agent_id.clone(), attempt.number, attempt.dispatched_at)
+    (attempt.agent_id.clone(), attempt.number, attempt.dispatched_at, attempt.started_at.is_some())
 }
 
 impl World {
@@ -213,8 +214,12 @@ impl World {
             if let Some((agent, ..)) = &before {
                 self.release(agent, id);
             }
-            if let (Some((agent, _, at)), Some(instance)) = (&after, holder) {
-                self.in_grace.push_back((*at, id.clone()));
+            if let (Some((agent, number, at, _)), Some(instance)) = (&after, holder) {
+                let is_new = before.as_ref().is_none_or(|(_, n, t, _)| (n, t) != (number, at));
+                // The log is full of dispatches whose grace was over long ago.
+                if is_new && at.plus_ms(self.config.limits.dispatch_grace_ms) > now {
+                    self.in_grace.push_back((*at, id.clone()));
+                }
                 self.hold(agent, instance, id);
             }
         }

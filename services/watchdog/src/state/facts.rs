@@ -10,7 +10,7 @@ use super::{AgentEntry, Looks, World};
 use crate::{
     claims::Claims,
     decide::{Judgement, judge},
-    facts::{Asked, Channel, Facts, Listing, Standing},
+    facts::{Asked, Channel, Edge, Facts, Listing, Promise, Standing},
 };
 
 impl World {
@@ -50,6 +50,10 @@ impl World {
         };
         let Some(held) = execution.holder() else { return Some(facts) };
         facts.started |= held.started_at.is_some();
+        if facts.started && !looks.of_started {
+            // It was accepted since: what its instance said before that is no word about it.
+            (facts.edge, facts.promise) = (Edge::Unasked, Promise::Unasked);
+        }
         facts.dispatched_at = held.dispatched_at;
         facts.deadline = held.deadline;
         if let Some(entry) = self.agents.get(&held.agent_id) {

@@ -2,11 +2,10 @@
 
 use rollcall_core::{
     agent::Status,
-    event::{Queued, RecoveryReason, TerminateOutcome},
+    event::{Queued, RecoveryReason},
 };
 use watchdog::{
-    decide::{Look, Verdict, judge},
-    facts::{Edge, Facts, Listing},
+    decide::{Verdict, judge},
     matrix::{Row, SAMPLE_LIMITS, sample},
 };
 
@@ -164,33 +163,4 @@ fn dispatched_again_the_same_attempt_has_a_grace_of_its_own() {
     sim.beat(false, 0);
     assert_eq!(sim.recovered[0].0, RecoveryReason::DispatchLost);
     assert!(sim.now > t(0));
-}
-
-#[test]
-fn who_is_driven_over_http_and_gone_without_a_word_is_asked_before_its_work_is_lost() {
-    let (said_so, now) = sample(Row::AgentGone);
-    let judged = |facts: &Facts| judge(facts, &SAMPLE_LIMITS, now);
-    let lost = |facts: &Facts| match judged(facts).verdict {
-        Verdict::Recover(finding) => Some((finding.reason, finding.terminate)),
-        _ => None,
-    };
-    let at_once = Some((RecoveryReason::AgentGone, TerminateOutcome::NotAttempted));
-    let mut facts = said_so.clone();
-    // An operator took it away: its heartbeats list it no more, and nobody but its registry could tell.
-    facts.channel.said_gone = false;
-    facts.listing = Listing::Unknown;
-    assert_eq!(lost(&facts), at_once, "over NATS there is nobody to ask");
-    facts.channel.driven = true;
-    assert_eq!(judged(&facts).verdict, Verdict::Look(Look::Instance));
-    facts.edge = Edge::Lists;
-    assert_eq!(judged(&facts).row, Row::GoneVouched);
-    assert_eq!(lost(&facts), None);
-    facts.edge = Edge::ListsNot { times: 1 };
-    assert_eq!(lost(&facts), None, "once is not enough");
-    facts.edge = Edge::ListsNot { times: 2 };
-    assert_eq!(lost(&facts), Some((RecoveryReason::AgentGone, TerminateOutcome::NotRunning)));
-    // Its own goodbye needs no second word.
-    let mut driven = said_so;
-    driven.channel.driven = true;
-    assert_eq!(lost(&driven), at_once);
 }

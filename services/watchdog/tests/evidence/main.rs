@@ -15,6 +15,7 @@ mod properties;
 mod registry;
 mod report;
 mod sim;
+mod started;
 
 use std::collections::BTreeSet;
 

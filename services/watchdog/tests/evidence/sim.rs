@@ -398,6 +398,7 @@ impl Sim {
                     Verdict::Look(Look::Report) => looks.waiting = self.waiting,
                     Verdict::Look(Look::Turn) => self.world.take_turn(&id, self.now),
                     Verdict::Look(Look::Instance) => {
+                        looks.of_started = facts.started;
                         looks.edge = match self.truth {
                             Truth::Lists => {
                                 self.world.note_full_answer(&id, self.now);

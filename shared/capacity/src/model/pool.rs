@@ -96,6 +96,11 @@ impl Pool {
         })
     }
 
+    fn is_crowded(&self, agent: &str) -> bool {
+        let setting = self.agents.get(agent).and_then(|known| known.setting);
+        setting.is_some_and(|setting| self.held(agent) > u64::from(setting.capacity))
+    }
+
     fn is_external_only(&self, agent: &str) -> bool {
         self.agents.get(agent).and_then(|known| known.setting).is_some_and(|setting| setting.external_only)
     }
@@ -285,7 +290,12 @@ impl Pool {
         match self.places.get(&grant.hold) {
             Some(At::Slot { agent, .. }) if *agent == grant.agent => {
                 let removed = self.unconfirmed.remove(&grant.hold).is_some();
-                return (Confirmation::Confirmed { reclaimed: false }, removed);
+                let confirmed = if self.is_crowded(&grant.agent) {
+                    Confirmation::Crowded
+                } else {
+                    Confirmation::Confirmed { reclaimed: false }
+                };
+                return (confirmed, removed);
             }
             Some(At::Slot { .. }) => return (Confirmation::Lost, false),
             _ => {}

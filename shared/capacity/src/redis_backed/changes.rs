@@ -66,6 +66,7 @@ impl RedisCapacity {
         let (_, mut reply) = self.change(&operation::CONFIRM, pool, stamp, &args).await?;
         match reply.text()?.as_str() {
             "confirmed" => Ok(Confirmation::Confirmed { reclaimed: false }),
+            "crowded" => Ok(Confirmation::Crowded),
             "reclaimed" => Ok(Confirmation::Confirmed { reclaimed: true }),
             "lost" => Ok(Confirmation::Lost),
             other => Err(reply.wrong(format!("outcome {other:?}"))),

@@ -2,7 +2,7 @@
 
 use rollcall_capacity::testing::RedisServer;
 use rollcall_capacity::{
-    AgentSetting, Ask, Capacity, Confirmation, Epoch, Error, Grant, GrantedSlot, Hold, MAX_EXACT,
+    AgentSetting, Ask, Capacity, Confirmation, Epoch, Error, Grant, GrantedSlot, Hold, Load, MAX_EXACT,
     ModelCapacity, Outcome, PAGE, PROMOTE_BATCH, Place, Priority, Queue, Requeue, Stamp,
 };
 
@@ -42,6 +42,7 @@ on_both!(
     a_requeue_takes_another_free_agent,
     requeued_as_it_is_a_hold_leaves_only_the_slot_that_is_meant,
     what_the_log_gives_is_claimed_where_there_is_room,
+    one_slot_too_many_is_said_to_be_that,
     who_waits_ahead_is_served_first,
     one_release_promotes_one,
     unconfirmed_until_confirmed,
@@ -419,6 +420,24 @@ async fn what_the_log_gives_is_claimed_where_there_is_room<C: Capacity>(c: C) {
     let taken = c.confirm(POOL, &claim("z"), at(6)).await.unwrap();
     assert_eq!(taken, Confirmation::Confirmed { reclaimed: true });
     assert_eq!(c.inspect(POOL, "a", 9).await.unwrap().held_count, 2);
+}
+
+async fn one_slot_too_many_is_said_to_be_that<C: Capacity>(c: C) {
+    // Twice rebuilt, from a log in which one got the slot of the other and both were dispatched in the end.
+    let epoch = c.rebuild_begin(POOL, 1).await.unwrap();
+    let slot = |name: &str| Load::Slot { agent: "a".into(), hold: hold(name), granted_at_ms: 1 };
+    let items = [Load::Agent { agent: "a".into(), setting: setting(1, true, 1) }, slot("x"), slot("y")];
+    c.rebuild_load(POOL, &epoch, &items).await.unwrap();
+    c.rebuild_commit(POOL, &epoch, at(1)).await.unwrap();
+    let claim = |name: &str| Grant { hold: hold(name), agent: "a".into(), epoch: Epoch::before_all() };
+    assert_eq!(c.confirm(POOL, &claim("x"), at(2)).await.unwrap(), Confirmation::Crowded);
+    assert_eq!(c.confirm(POOL, &claim("y"), at(2)).await.unwrap(), Confirmation::Crowded);
+    c.settle(POOL, &hold("y"), at(3)).await.unwrap();
+    let alone = c.confirm(POOL, &claim("x"), at(4)).await.unwrap();
+    assert_eq!(alone, Confirmation::Confirmed { reclaimed: false });
+    // A capacity that is lowered below what is held is the same.
+    c.set_agent(POOL, "a", setting(0, true, 2), at(5)).await.unwrap();
+    assert_eq!(c.confirm(POOL, &claim("x"), at(5)).await.unwrap(), Confirmation::Crowded);
 }
 
 async fn who_waits_ahead_is_served_first<C: Capacity>(c: C) {

@@ -95,6 +95,20 @@ fn known_from_its_first_event() {
 }
 
 #[test]
+fn its_own_goodbye_is_not_taken_back_until_a_new_instance_registers() {
+    let mut agent = Agent::unknown(AgentId::new("a").unwrap());
+    agent.evolve(1, &AgentEvent::Registered(profile(1)), at(1));
+    agent.evolve(2, &AgentEvent::Gone(by("operator", at(2))), at(2));
+    assert_eq!(agent.parting, Some(Parting::Dismissed));
+    agent.evolve(3, &AgentEvent::Gone(by("instance", at(3))), at(3));
+    assert_eq!(agent.parting, Some(Parting::Goodbye));
+    agent.evolve(4, &AgentEvent::Gone(by("operator", at(4))), at(4));
+    assert_eq!(agent.parting, Some(Parting::Goodbye), "an operator does not take its own word back");
+    agent.evolve(5, &AgentEvent::Registered(profile(2)), at(5));
+    assert_eq!(agent.parting, None);
+}
+
+#[test]
 fn a_past_instance_never_comes_back() {
     let mut story = Story::connected();
     story.then(superseded(1, 2));

@@ -100,8 +100,11 @@ impl Dispatcher {
             self.state.borrow().agents().map(|a| (a.id.clone(), decide::setting(a))).collect();
         for (id, setting) in agents {
             let Ok(view) = at_once(self.capacity.inspect(POOL, id.as_str(), 0)) else { continue };
-            if view.setting.is_none_or(|s| s.setting_seq < setting.setting_seq) {
-                self.apply_agent(&id).await;
+            let known = self.state.borrow().agent(&id).cloned();
+            if view.setting.is_none_or(|s| s.setting_seq < setting.setting_seq)
+                && let Some(agent) = known
+            {
+                self.tell_of(&agent).await;
             }
             if view.held_back {
                 self.spawn_reopen(id);

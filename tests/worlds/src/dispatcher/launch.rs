@@ -3,9 +3,10 @@
 use std::rc::Rc;
 
 use dispatcher::{decide, state::Change};
-use rollcall_capacity::{Capacity, Confirmation, Epoch, Grant, Hold};
+use rollcall_capacity::{Capacity, Confirmation, Epoch, Grant, Hold, Stamp};
 use rollcall_core::{
     AgentId, ExecutionId,
+    agent::Agent,
     execution::{Attempt, Execution, Refusal, State},
 };
 
@@ -22,6 +23,7 @@ const ANSWER_TIMEOUT_MS: u64 = 2_000;
 const DEFAULT_TIMEOUT_MS: u64 = 5_000;
 
 const SLOT_LOST: &str = "slot_lost";
+const CROWDED: &str = "crowded";
 
 /// What became of a dispatch.
 enum Taken {
@@ -48,18 +50,21 @@ impl Dispatcher {
             return Ok(None);
         }
         let Ok(agent_id) = AgentId::new(&grant.agent) else { return Ok(None) };
-        self.stage.leader(self.me).await.map_err(|_| Undecided::Away)?;
-        self.fold();
-        let agent = self.state.borrow().agent(&agent_id).cloned();
+        let agent = self.fresh_agent(&agent_id).await?;
         let Some((agent, instance)) = agent.and_then(|a| a.instance_id.clone().map(|i| (a, i))) else {
             return Ok(None);
         };
-        if let Some(why) = decide::closed(&agent) {
-            self.take_back(&id, grant, &agent_id, why).await?;
+        let ignores = self.stage.has(Defect::DrainIgnored) && agent.operator_drain.is_some();
+        if let Some(why) = decide::closed(&agent).filter(|_| !ignores) {
+            self.take_back(&id, grant, &agent, why).await?;
             return Ok(None);
         }
         match self.in_capacity(|c| at_once(c.confirm(POOL, grant, self.stamp()))).await {
             Some(Confirmation::Confirmed { .. }) => {}
+            Some(Confirmation::Crowded) => {
+                self.take_back(&id, grant, &agent, CROWDED).await?;
+                return Ok(None);
+            }
             Some(Confirmation::Lost) => {
                 self.place_waiting(&id).await;
                 return Ok(None);
@@ -95,7 +100,9 @@ impl Dispatcher {
         grant: &Grant,
         dispatched: Execution,
     ) -> Result<Option<Execution>, Undecided> {
-        let confirmed = self.in_capacity(|c| at_once(c.confirm(POOL, grant, self.stamp()))).await;
+        // Whoever reads that the agent accepted knows by this how far capacity has come.
+        let stamp = || Stamp { log_seq: self.stamp().log_seq.max(dispatched.seq), ..self.stamp() };
+        let confirmed = self.in_capacity(|c| at_once(c.confirm(POOL, grant, stamp()))).await;
         let Some(held) = dispatched.holder().cloned() else { return Ok(None) };
         if self.now().since_ms(held.dispatched_at) >= TAKE_UP_AFTER_MS {
             self.spawn_settle_unknown(dispatched.id().clone(), held);
@@ -105,9 +112,11 @@ impl Dispatcher {
         {
             return Ok(Some(dispatched));
         }
+        let crowded = confirmed == Some(Confirmation::Crowded);
+        let why = if crowded { CROWDED } else { SLOT_LOST };
         let back = self.decide(dispatched.id(), |e| {
             if e.state == State::Dispatching && e.current() == Some(&held) {
-                e.queue(1, Some(SLOT_LOST.to_owned()))
+                e.queue(1, Some(why.to_owned()))
             } else {
                 Err(Refusal::State(e.state.as_str()))
             }
@@ -115,7 +124,12 @@ impl Dispatcher {
         match back.await {
             Ok(change) => {
                 let (hold, noted) = (grant.hold.clone(), decide::millis(held.dispatched_at));
-                self.requeue(&change.after, hold.clone(), hold, None, Some(noted)).await;
+                let refused = crowded.then(|| grant.agent.clone());
+                let noted = (!crowded).then_some(noted);
+                self.requeue(&change.after, hold.clone(), hold, refused, noted).await;
+                if crowded {
+                    self.spawn_reopen(held.agent_id);
+                }
                 Ok(None)
             }
             Err(Undecided::Refused) => Ok(None),
@@ -127,15 +141,16 @@ impl Dispatcher {
         self: &Rc<Self>,
         id: &ExecutionId,
         grant: &Grant,
-        agent: &AgentId,
+        agent: &Agent,
         why: &str,
     ) -> Result<(), Undecided> {
         match self.put_back(id, grant.hold.attempt, why).await {
             Ok(change) => {
-                self.apply_agent(agent).await;
+                // First, or the slot would be given to the next one.
+                self.tell_of(agent).await;
                 let hold = grant.hold.clone();
                 self.requeue(&change.after, hold.clone(), hold, Some(grant.agent.clone()), None).await;
-                self.spawn_reopen(agent.clone());
+                self.spawn_reopen(agent.id.clone());
             }
             Err(Undecided::Refused) => {
                 let fresh = self.fresh(id).await?;
@@ -188,6 +203,7 @@ impl Dispatcher {
     async fn ask_again(self: &Rc<Self>, id: &ExecutionId, held: &Attempt) -> Taken {
         match self.claim_by_log(Hold::new(id.as_str(), held.number), &held.agent_id).await {
             Some(Confirmation::Confirmed { .. }) => {}
+            Some(Confirmation::Crowded) => return Taken::Unknown,
             Some(Confirmation::Lost) => return Taken::Back(SLOT_LOST.to_owned()),
             None => return Taken::Unknown,
         }
@@ -221,10 +237,18 @@ impl Dispatcher {
         taken: Taken,
     ) -> Result<(), Undecided> {
         let decided = match taken {
-            Taken::Accepted => self.decide(id, |e| e.start(held.number)).await,
+            Taken::Accepted => {
+                self.decide(id, |e| {
+                    if e.state == State::Dispatching && !decide::is_in_dispatch(e, held) {
+                        return Err(Refusal::State(e.state.as_str()));
+                    }
+                    e.start(held.number)
+                })
+                .await
+            }
             Taken::Back(reason) => {
                 self.decide(id, |e| {
-                    if e.state == State::Dispatching && e.attempt == held.number {
+                    if decide::is_in_dispatch(e, held) {
                         e.queue(1, Some(reason.clone()))
                     } else {
                         Err(Refusal::State(e.state.as_str()))
@@ -257,7 +281,7 @@ impl Dispatcher {
             let mut seen = this.beats.borrow().get(&held.agent_id).map(|b| (b.instance.clone(), b.seq));
             loop {
                 pause(&this.stage.exec, 100).await;
-                let waits = |e: &Execution| e.state == State::Dispatching && e.attempt == held.number;
+                let waits = |e: &Execution| decide::is_in_dispatch(e, &held);
                 if !this.execution(&id).is_some_and(|e| waits(&e)) {
                     break;
                 }
