@@ -7,6 +7,7 @@
 
 mod away;
 mod clock;
+mod driven;
 mod gone;
 mod heard;
 mod net;

@@ -17,7 +17,7 @@ const SLACK_MS: u64 = 1_500;
 /// A heartbeat channel is silent after so long.
 const SILENT_MS: u64 = INTERVAL_MS * 7 / 2;
 const STALL_TIMEOUT_MS: u64 = 10_000;
-const VOIDS: [Void; 8] = [
+pub const VOIDS: [Void; 8] = [
     Void::Started,
     Void::BusCut,
     Void::Dropped,
@@ -223,12 +223,12 @@ impl Bad {
 
 /// Our clocks begin anew: blind for so long, or another process.
 #[derive(Debug, Clone, Copy)]
-enum Anew {
+pub enum Anew {
     Blind(Void, u64),
     Restart(u64),
 }
 
-fn anew() -> impl Strategy<Value = Anew> {
+pub fn anew() -> impl Strategy<Value = Anew> {
     let void = prop::sample::select(VOIDS.to_vec());
     prop_oneof![
         3 => (void, 0u64..3_000).prop_map(|(void, ms)| Anew::Blind(void, ms)),

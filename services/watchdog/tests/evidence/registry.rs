@@ -154,7 +154,7 @@ fn who_beats_is_silent_by_its_own_interval_whatever_its_registry_answered_last()
 
 #[test]
 fn who_never_beats_is_silent_by_the_cycles_that_ask_its_registry() {
-    let mut sim = Sim::of_file(Begun::Granted, HOUR);
+    let mut sim = Sim::of_file(Begun::Granted, HOUR, None);
     assert_eq!(dies(&mut sim), silent_ms(CYCLE_MS));
 }
 

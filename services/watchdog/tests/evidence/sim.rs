@@ -54,6 +54,8 @@ pub enum Truth {
     Away,
     /// Nothing comes back.
     Mute,
+    /// It can't be asked: our guard refuses its URL, or it is our own network.
+    Void,
 }
 
 /// How far the execution got.
@@ -128,11 +130,11 @@ impl Sim {
     }
 
     /// The same, of one that an operator described in a file: it never beats.
-    pub fn of_file(begun: Begun, timeout_ms: u64) -> Self {
+    pub fn of_file(begun: Begun, timeout_ms: u64, stall_timeout_ms: Option<u64>) -> Self {
         let mut sim = Self::empty();
         sim.control = Some(Endpoint { kind: "http".to_owned(), url: "http://h.test".to_owned() });
         sim.instance = "file-1";
-        sim.with_work(begun, timeout_ms, None)
+        sim.with_work(begun, timeout_ms, stall_timeout_ms)
     }
 
     fn with_work(self, begun: Begun, timeout_ms: u64, stall_timeout_ms: Option<u64>) -> Self {
@@ -322,15 +324,16 @@ impl Sim {
     }
 
     pub fn supersede(&mut self) {
+        let next = if self.instance == "i-1" { "i-2" } else { "file-2" };
         self.agent_event(
             "a",
             AgentEvent::Superseded(Superseded {
                 agent_id: agent(),
-                instance_id: instance("i-1"),
-                by_instance_id: instance("i-2"),
+                instance_id: instance(self.instance),
+                by_instance_id: instance(next),
             }),
         );
-        self.register("i-2", 1_000);
+        self.register(next, 1_000);
     }
 
     pub fn beat(&mut self, lists: bool, progress: u64) {
@@ -348,10 +351,28 @@ impl Sim {
 
     /// Its registry answers a cycle's call.
     pub fn registry(&mut self, running: &[&str]) {
-        let running = running.iter().map(|&id| ExecutionId::new(id).unwrap()).collect();
-        let list = RegistryList { running, known: Vec::new() };
-        self.world.registry(&agent(), &list, CYCLE_MS, self.now);
+        self.registry_of(running, &[]);
+    }
+
+    /// The same, with what it knows of besides.
+    pub fn registry_of(&mut self, running: &[&str], known: &[&str]) {
+        self.registry_answers(running, known);
         self.work();
+    }
+
+    fn registry_answers(&mut self, running: &[&str], known: &[&str]) {
+        let ids = |ids: &[&str]| ids.iter().map(|&id| ExecutionId::new(id).unwrap()).collect();
+        let list = RegistryList { running: ids(running), known: ids(known) };
+        self.world.registry(&agent(), &list, CYCLE_MS, self.now);
+    }
+
+    /// It is asked between two cycles: what it answers is a list as well.
+    fn registry_is_asked(&mut self) {
+        match self.truth {
+            Truth::Lists if self.control.is_some() => self.registry_answers(&["x"], &[]),
+            Truth::Empty if self.control.is_some() => self.registry_answers(&[], &[]),
+            _ => {}
+        }
     }
 
     pub fn see(&mut self) {
@@ -399,7 +420,10 @@ impl Sim {
                     Verdict::Look(Look::Turn) => self.world.take_turn(&id, self.now),
                     Verdict::Look(Look::Instance) => {
                         looks.of_started = facts.started;
+                        self.registry_is_asked();
                         looks.edge = match self.truth {
+                            // Over HTTP nobody says that nobody is there.
+                            Truth::Away if self.control.is_some() => Edge::NoAnswer,
                             Truth::Lists => {
                                 self.world.note_full_answer(&id, self.now);
                                 Edge::Lists
@@ -410,6 +434,7 @@ impl Sim {
                             }
                             Truth::Away => Edge::NoResponders,
                             Truth::Mute => Edge::NoAnswer,
+                            Truth::Void => Edge::Void,
                         };
                     }
                     Verdict::Look(Look::Promise) => {
