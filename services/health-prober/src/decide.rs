@@ -234,8 +234,9 @@ fn marks(known: &Known, now: Timestamp) -> Option<AgentEvent> {
     if !agent.flapping && falls >= FLAP_FALLS {
         return Some(AgentEvent::Flapping(mark(format!("{falls} falls within 5 minutes"), falls)));
     }
-    if agent.flapping && falls < FLAP_FALLS / 2 {
-        return Some(AgentEvent::Settled(mark(format!("{falls} falls within 5 minutes"), falls)));
+    if agent.flapping && known.is_steady(now) {
+        let reason = format!("its falls weigh less than a fresh one, {falls} within 5 minutes");
+        return Some(AgentEvent::Settled(mark(reason, falls)));
     }
     let losses = known.losses(now);
     if agent.quarantined.is_none() && losses >= LOSSES_MAX {

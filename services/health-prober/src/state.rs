@@ -7,16 +7,14 @@ use rollcall_core::event::{AgentEvent, RecoveryReason};
 use rollcall_core::gaps::Gaps;
 use rollcall_core::{AgentId, Timestamp};
 
+mod flapping;
 mod live;
 mod probed;
 
+pub use flapping::*;
 pub use live::*;
 pub use probed::{Listening, Nobody};
 
-/// Falls within [`FLAP_WINDOW_MS`] that make an agent flapping (PROTOCOL.md 2).
-pub const FLAP_FALLS: usize = 4;
-/// Five minutes (PROTOCOL.md 2).
-pub const FLAP_WINDOW_MS: u64 = 300_000;
 /// Losses within [`LOSS_WINDOW_MS`] that quarantine an agent (PROTOCOL.md 5).
 pub const LOSSES_MAX: usize = 5;
 /// Ten minutes (PROTOCOL.md 5); also how long without a loss lifts a quarantine.
@@ -44,6 +42,8 @@ pub struct Known {
 struct Troubles {
     /// Times of its last falls from well to silent, oldest first; emptied by a new instance.
     falls: Vec<Timestamp>,
+    /// What its falls weigh, those that are forgotten above too.
+    penalty: flapping::Penalty,
     /// Times of work it lost, oldest first.
     losses: Vec<Timestamp>,
     /// When it was quarantined or released the last time.
@@ -85,6 +85,7 @@ impl Known {
                 // What its predecessor did is not held against a new instance.
                 if let Some(troubles) = &mut self.troubles {
                     troubles.falls = Vec::new();
+                    troubles.penalty = flapping::Penalty::default();
                     troubles.dismissed = false;
                 }
             }
@@ -93,7 +94,8 @@ impl Known {
                 let well = before.is_some_and(|status| !status.is_silent() && status != Status::Gone);
                 // A drain in the middle of a silence makes no second fall of it.
                 if well && self.silent_since.is_none() {
-                    remember(&mut self.troubles().falls, change.since, FLAP_FALLS);
+                    // Whatever the event says: it did not begin after it was told.
+                    self.troubles().fall(change.since.min(time));
                 }
                 self.silent_since = self.silent_since.or(Some(change.since));
             }
@@ -162,19 +164,6 @@ impl Known {
     /// When something in the log is so old.
     fn old_at(&self, at: Timestamp, age_ms: u64) -> Timestamp {
         at.max(self.clock_set_at()).plus_ms(age_ms)
-    }
-
-    /// Falls within the window that ends now.
-    #[must_use]
-    pub fn falls(&self, now: Timestamp) -> usize {
-        self.times(|t| &t.falls).iter().filter(|at| self.age_ms(**at, now) < FLAP_WINDOW_MS).count()
-    }
-
-    /// When the oldest fall leaves the window.
-    #[must_use]
-    pub fn next_fall_expiry(&self, now: Timestamp) -> Option<Timestamp> {
-        let expiries = self.times(|t| &t.falls).iter().map(|at| self.old_at(*at, FLAP_WINDOW_MS));
-        expiries.filter(|at| *at > now).min()
     }
 
     /// Losses within the window that ends now.

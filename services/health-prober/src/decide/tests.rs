@@ -9,6 +9,7 @@ use crate::hear::{Heard, hear};
 use crate::state::{Answers, Fleet, Listening, ProbeSeen};
 
 mod drains;
+mod flapping;
 mod pair;
 mod properties;
 
@@ -422,6 +423,9 @@ fn four_falls_are_flapping_once_and_then_it_takes_more_to_be_believed() {
     seq += 1;
     assert_eq!(lab.beat("i1", seq, ""), ["agent.connected"]);
     lab.now = lab.now.plus_ms(301_000);
+    seq += 1;
+    assert_eq!(lab.beat("i1", seq, ""), [""; 0], "six falls weigh more than four");
+    lab.now = lab.now.plus_ms(100_000);
     seq += 1;
     assert_eq!(lab.beat("i1", seq, ""), ["agent.settled"]);
 }

@@ -85,7 +85,7 @@ impl Shell {
         let policy = &self.policy;
         let (floor, reconnected_at) = (self.fleet.floor, self.fleet.reconnected_at);
         let Some(entry) = self.fleet.get_mut(report.index) else { return };
-        let successes = policy.successes(entry.known.agent.flapping);
+        let successes = policy.successes(entry.known.damping(now));
         let silent = entry.known.agent.status.is_some_and(Status::is_silent) && !entry.known.is_fresh();
         let interval = interval_ms(&entry.known, &entry.live, policy);
         let silent_since = entry.known.beats().then(|| entry.live.silent_from(floor));

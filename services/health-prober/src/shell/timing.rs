@@ -257,7 +257,7 @@ impl Shell {
             }
         }
         if agent.flapping {
-            due.extend(known.next_fall_expiry(now));
+            due.extend(known.steady_due().filter(|at| *at > now));
         }
         if agent.quarantined.is_some() {
             due.push(known.release_due());
