@@ -240,7 +240,7 @@ fn marks(known: &Known, now: Timestamp) -> Option<AgentEvent> {
     }
     let losses = known.losses(now);
     if agent.quarantined.is_none() && losses >= LOSSES_MAX {
-        let reason = format!("lost {losses} executions within 10 minutes");
+        let reason = format!("{losses} losses within 10 minutes");
         return Some(AgentEvent::Quarantined(mark(reason, losses)));
     }
     if agent.quarantined.is_some() && now >= known.release_due() {

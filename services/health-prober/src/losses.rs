@@ -1,12 +1,14 @@
 //! Work that agents lost, from the execution events: what an agent is quarantined for.
 
-use rollcall_core::event::{Event, EventBody, ExecutionEvent, RecoveryReason};
+use rollcall_core::Timestamp;
+use rollcall_core::event::{Event, EventBody, ExecutionEvent};
 use rollcall_core::subject::Subjects;
-use rollcall_core::{AgentId, Timestamp};
 use rollcall_nats::{EventLog, TailError};
+use serde::Deserialize as _;
 use tokio::sync::mpsc;
 
 use crate::shell::Input;
+use crate::state::Loss;
 
 /// Execution and agent events that are looked back at from the end of the log at start: losses count for ten minutes
 /// only, and reading years of executions for them would keep the start waiting.
@@ -17,16 +19,6 @@ const BATCH: usize = 1000;
 const RECOVERED: &[u8] = b"rollcall.execution.recovered";
 /// How far into an event its type is searched: id, source and subject come before it.
 const TYPE_WITHIN: usize = 600;
-
-/// An agent lost an execution.
-#[derive(Debug)]
-pub(crate) struct Loss {
-    pub(crate) agent_id: AgentId,
-    pub(crate) reason: RecoveryReason,
-    /// It was handed back.
-    pub(crate) returned: bool,
-    pub(crate) time: Timestamp,
-}
 
 /// Follows the executions' events for as long as the loop takes what is found.
 pub(crate) async fn follow(
@@ -63,7 +55,10 @@ fn loss(bytes: &[u8]) -> Option<Loss> {
     let event = Event::decode(bytes).ok()?;
     match event.body {
         EventBody::Execution(ExecutionEvent::Recovered(recovered)) => Some(Loss {
+            // It tells one silence of an instance from another.
+            silent_since: Timestamp::deserialize(&recovered.evidence["agent"]["silent_since"]).ok(),
             agent_id: recovered.agent_id,
+            instance_id: recovered.instance_id,
             reason: recovered.reason,
             returned: recovered.returned,
             time: event.time,
@@ -74,6 +69,8 @@ fn loss(bytes: &[u8]) -> Option<Loss> {
 
 #[cfg(test)]
 mod tests {
+    use rollcall_core::event::RecoveryReason;
+
     use super::*;
 
     #[test]
@@ -83,9 +80,13 @@ mod tests {
                 r#"{{"specversion":"1.0","id":"0199b2c4-0000-7000-8000-000000000000","source":"/rollcall/w/1","type":"rollcall.execution.{kind}","subject":"e","time":"2026-11-22T03:04:05.678Z","datacontenttype":"application/json","data":{{"execution_id":"e","attempt":1,"agent_id":"a","instance_id":"i"{more}}}}}"#
             )
         };
-        let recovered = r#","reason":"orphaned","action":"failed","next_attempt":null,"terminate":"not_attempted","detected_after_ms":1,"evidence":{},"message":"m""#;
+        let recovered = r#","reason":"orphaned","action":"failed","next_attempt":null,"terminate":"not_attempted","detected_after_ms":1,"evidence":{"agent":{"silent_since":"2026-11-22T03:03:05.678Z"}},"message":"m""#;
         let found = loss(event("recovered", recovered).as_bytes()).unwrap();
-        assert_eq!((found.agent_id.as_str(), found.reason), ("a", RecoveryReason::Orphaned));
+        assert_eq!((found.agent_id.as_str(), found.instance_id.as_str()), ("a", "i"));
+        assert_eq!(found.reason, RecoveryReason::Orphaned);
+        assert_eq!(found.silent_since, Timestamp::parse("2026-11-22T03:03:05.678Z").ok());
+        let vague = recovered.replace("agent", "somebody");
+        assert_eq!(loss(event("recovered", &vague).as_bytes()).unwrap().silent_since, None);
         assert!(loss(event("started", "").as_bytes()).is_none());
         assert!(loss(b"").is_none());
     }

@@ -24,7 +24,7 @@ use crate::decide::Wish;
 use crate::effect::{Appended, Reach};
 use crate::entry::{self, Read};
 use crate::probe::scheduler::{Report, Scheduler};
-use crate::state::{Fleet, Index, PingOutcome};
+use crate::state::{Fleet, Index, Loss, PingOutcome};
 use crate::timers::Timers;
 
 mod hearing;
@@ -68,7 +68,7 @@ pub(crate) enum Input {
     /// A request of the API.
     Ask(Ask),
     /// An agent lost work.
-    Lost(crate::losses::Loss),
+    Lost(Loss),
     /// A message of our own is back, or lost.
     Canary(hearing::Canary),
     /// A probe has ended.
@@ -386,7 +386,8 @@ impl Shell {
                 if let Some(index) = self.place(&loss.agent_id)
                     && let Some(entry) = self.fleet.get_mut(index)
                 {
-                    entry.known.lose(loss.reason, loss.returned, loss.time.min(self.clock.now()));
+                    let time = loss.time.min(self.clock.now());
+                    entry.known.lose(&Loss { time, ..loss });
                     self.reconcile(index);
                     self.rearm(index);
                 }

@@ -3,22 +3,20 @@
 use std::collections::HashMap;
 
 use rollcall_core::agent::{Agent, Status};
-use rollcall_core::event::{AgentEvent, RecoveryReason};
+use rollcall_core::event::AgentEvent;
 use rollcall_core::gaps::Gaps;
 use rollcall_core::{AgentId, Timestamp};
 
 mod flapping;
 mod live;
+mod losing;
 mod probed;
 
 pub use flapping::*;
 pub use live::*;
+pub use losing::*;
 pub use probed::{Listening, Nobody};
 
-/// Losses within [`LOSS_WINDOW_MS`] that quarantine an agent (PROTOCOL.md 5).
-pub const LOSSES_MAX: usize = 5;
-/// Ten minutes (PROTOCOL.md 5); also how long without a loss lifts a quarantine.
-pub const LOSS_WINDOW_MS: u64 = 600_000;
 /// Agents that one prober follows; more are refused.
 pub const AGENTS_MAX: usize = 2_000_000;
 
@@ -44,8 +42,8 @@ struct Troubles {
     falls: Vec<Timestamp>,
     /// What its falls weigh, those that are forgotten above too.
     penalty: flapping::Penalty,
-    /// Times of work it lost, oldest first.
-    losses: Vec<Timestamp>,
+    /// The last losses that count.
+    losses: Vec<losing::Counted>,
     /// When it was quarantined or released the last time.
     quarantine_changed_at: Timestamp,
     /// When the clock was set the last time while any of these times, or a silence, ran: they start here.
@@ -114,7 +112,8 @@ impl Known {
             AgentEvent::Quarantined(_) => self.troubles().quarantine_changed_at = time,
             AgentEvent::Released(_) => {
                 self.troubles().quarantine_changed_at = time;
-                self.troubles().losses = Vec::new();
+                // Later ones may have been read before this.
+                self.troubles().losses.retain(|loss| loss.at > time);
             }
             AgentEvent::Updated(_)
             | AgentEvent::Superseded(_)
@@ -129,19 +128,8 @@ impl Known {
         self.agent.seq = self.agent.seq.max(seq);
     }
 
-    /// It lost work. Timeouts are the work's fault, and work handed back is not lost.
-    pub fn lose(&mut self, reason: RecoveryReason, returned: bool, time: Timestamp) {
-        if reason != RecoveryReason::TimedOut && !returned && time > self.troubles().quarantine_changed_at {
-            remember(&mut self.troubles().losses, time, LOSSES_MAX);
-        }
-    }
-
     fn troubles(&mut self) -> &mut Troubles {
         self.troubles.get_or_insert_default()
-    }
-
-    fn times(&self, which: impl Fn(&Troubles) -> &Vec<Timestamp>) -> &[Timestamp] {
-        self.troubles.as_deref().map_or(&[], |troubles| which(troubles))
     }
 
     /// How long ago something in the log was, as far as our clock can tell: from before it was set it counts from then.
@@ -164,20 +152,6 @@ impl Known {
     /// When something in the log is so old.
     fn old_at(&self, at: Timestamp, age_ms: u64) -> Timestamp {
         at.max(self.clock_set_at()).plus_ms(age_ms)
-    }
-
-    /// Losses within the window that ends now.
-    #[must_use]
-    pub fn losses(&self, now: Timestamp) -> usize {
-        self.times(|t| &t.losses).iter().filter(|at| self.age_ms(**at, now) < LOSS_WINDOW_MS).count()
-    }
-
-    /// When good behaviour lifts a quarantine.
-    #[must_use]
-    pub fn release_due(&self) -> Timestamp {
-        let last = self.times(|t| &t.losses).last().copied().unwrap_or_default();
-        let changed = self.troubles.as_deref().map_or(Timestamp::default(), |t| t.quarantine_changed_at);
-        self.old_at(last.max(changed), LOSS_WINDOW_MS)
     }
 
     /// When an agent in error is forgotten.
@@ -211,11 +185,11 @@ impl Known {
     }
 }
 
-fn remember(times: &mut Vec<Timestamp>, at: Timestamp, most: usize) {
-    if times.len() >= most {
-        times.remove(0);
+fn remember<T>(all: &mut Vec<T>, one: T, most: usize) {
+    if all.len() >= most {
+        all.remove(0);
     }
-    times.push(at);
+    all.push(one);
 }
 
 /// One agent.

@@ -6,10 +6,11 @@ use rollcall_core::wire::Endpoint;
 use super::*;
 use crate::detector::Evidence;
 use crate::hear::{Heard, hear};
-use crate::state::{Answers, Fleet, Listening, ProbeSeen};
+use crate::state::{Answers, Fleet, Listening, Loss, ProbeSeen};
 
 mod drains;
 mod flapping;
+mod losing;
 mod pair;
 mod properties;
 
@@ -147,6 +148,18 @@ impl Lab {
     fn vouched(&mut self, k: u32) -> Vec<&'static str> {
         let edge = &mut self.live().edge;
         (edge.answers, edge.vouched) = (Answers::Yes, k);
+        self.settle()
+    }
+
+    /// What a loss of its first instance leads to.
+    fn lose(&mut self, reason: RecoveryReason, returned: bool) -> Vec<&'static str> {
+        let silent_since = None;
+        self.lose_as(&Loss { returned, ..losing::loss("i1", reason, silent_since, self.now) })
+    }
+
+    fn lose_as(&mut self, loss: &Loss) -> Vec<&'static str> {
+        let index = self.fleet.find(AGENT).unwrap();
+        self.fleet.get_mut(index).unwrap().known.lose(loss);
         self.settle()
     }
 
@@ -455,26 +468,20 @@ fn a_new_instance_answers_for_no_fall_of_the_old_one() {
 fn losing_work_again_and_again_is_quarantined_and_lifted() {
     let mut lab = Lab::new();
     lab.beat("i1", 1, "");
-    let index = lab.fleet.find(AGENT).unwrap();
-    let lose = |lab: &mut Lab, reason, returned| {
-        let now = lab.now;
-        lab.fleet.get_mut(index).unwrap().known.lose(reason, returned, now);
-        lab.settle()
-    };
     for _ in 0..9 {
-        assert_eq!(lose(&mut lab, RecoveryReason::TimedOut, false), [""; 0]);
-        assert_eq!(lose(&mut lab, RecoveryReason::AgentGone, true), [""; 0]);
+        assert_eq!(lab.lose(RecoveryReason::TimedOut, false), [""; 0]);
+        assert_eq!(lab.lose(RecoveryReason::AgentGone, true), [""; 0]);
     }
     for _ in 0..4 {
-        assert_eq!(lose(&mut lab, RecoveryReason::Orphaned, false), [""; 0]);
+        assert_eq!(lab.lose(RecoveryReason::Orphaned, false), [""; 0]);
     }
-    assert_eq!(lose(&mut lab, RecoveryReason::Stalled, false), ["agent.quarantined"]);
+    assert_eq!(lab.lose(RecoveryReason::Stalled, false), ["agent.quarantined"]);
     assert!(!lab.known().agent.takes_work());
     assert_eq!(lab.status(), Status::Connected, "its health is another matter");
     assert_eq!(lab.wish(Some(&Wish::Undrain { reason: "fixed".into() })).0, ["agent.released"]);
     for _ in 0..5 {
         lab.now = lab.now.plus_ms(1);
-        lose(&mut lab, RecoveryReason::Orphaned, false);
+        lab.lose(RecoveryReason::Orphaned, false);
     }
     assert!(lab.known().agent.quarantined.is_some());
     lab.now = lab.now.plus_ms(599_000);
@@ -489,11 +496,10 @@ fn a_clock_that_is_set_forward_lifts_no_quarantine_and_forgets_nobody() {
     const JUMP_MS: u64 = 10_000_000;
     let mut lab = Lab::new();
     lab.beat("i1", 1, "");
-    let (index, now) = (lab.fleet.find(AGENT).unwrap(), lab.now);
-    for _ in 0..5 {
-        lab.fleet.get_mut(index).unwrap().known.lose(RecoveryReason::Orphaned, false, now);
+    for _ in 0..4 {
+        lab.lose(RecoveryReason::Orphaned, false);
     }
-    assert_eq!(lab.settle(), ["agent.quarantined"]);
+    assert_eq!(lab.lose(RecoveryReason::Orphaned, false), ["agent.quarantined"]);
     lab.pass(3500);
     assert_eq!(lab.status(), Status::Error);
     lab.now = lab.now.plus_ms(JUMP_MS);

@@ -75,7 +75,8 @@ impl Known {
     /// Falls within the window that ends now.
     #[must_use]
     pub fn falls(&self, now: Timestamp) -> usize {
-        self.times(|t| &t.falls).iter().filter(|at| self.age_ms(**at, now) < FLAP_WINDOW_MS).count()
+        let all = self.troubles.as_deref().map_or(&[][..], |troubles| &troubles.falls);
+        all.iter().filter(|at| self.age_ms(**at, now) < FLAP_WINDOW_MS).count()
     }
 
     /// What its falls weigh now, [`FALL`] for a fresh one.
