@@ -24,7 +24,7 @@ use crate::decide::Wish;
 use crate::effect::{Appended, Reach};
 use crate::entry::{self, Read};
 use crate::probe::scheduler::{Report, Scheduler};
-use crate::state::{Fleet, Index, Loss, PingOutcome};
+use crate::state::{Entry, Fleet, Index, Loss, PingOutcome};
 use crate::timers::Timers;
 
 mod hearing;
@@ -69,6 +69,8 @@ pub(crate) enum Input {
     Ask(Ask),
     /// An agent lost work.
     Lost(Loss),
+    /// Everything that agents have lost within the time that counts was said.
+    LossesRead,
     /// A message of our own is back, or lost.
     Canary(hearing::Canary),
     /// A probe has ended.
@@ -131,6 +133,8 @@ pub(crate) struct Shell {
     goodbyes: usize,
     /// The log has been read; decisions are allowed.
     ready: bool,
+    /// What agents lost before this start is known: a quarantine may be lifted.
+    losses_read: bool,
     /// Nothing is judged before: buffers are being read after a stall.
     judge_after: Timestamp,
     /// Since when nothing is judged.
@@ -205,6 +209,7 @@ impl Shell {
             pings: 0,
             goodbyes: 0,
             ready: false,
+            losses_read: false,
             judge_after: Timestamp::default(),
             held_since: None,
             hearing: hearing::Hearing::default(),
@@ -381,17 +386,32 @@ impl Shell {
             Input::Ask(ask) => self.answer(ask),
             Input::Probed(report) => self.probed(report),
             Input::File(agents) => self.file_read(agents),
-            Input::Lost(loss) => {
-                // It may come before the agent's own events, while the log is being read.
-                if let Some(index) = self.place(&loss.agent_id)
-                    && let Some(entry) = self.fleet.get_mut(index)
-                {
-                    let time = loss.time.min(self.clock.now());
-                    entry.known.lose(&Loss { time, ..loss });
-                    self.reconcile(index);
-                    self.rearm(index);
-                }
-            }
+            Input::Lost(loss) => self.lost(loss),
+            Input::LossesRead => self.all_losses_read(),
+        }
+    }
+
+    /// It may come before the agent's own events, while the log is being read.
+    fn lost(&mut self, loss: Loss) {
+        if let Some(index) = self.place(&loss.agent_id)
+            && let Some(entry) = self.fleet.get_mut(index)
+        {
+            let time = loss.time.min(self.clock.now());
+            entry.known.lose(&Loss { time, ..loss });
+            self.reconcile(index);
+            self.rearm(index);
+        }
+    }
+
+    /// Quarantines may end from now on.
+    fn all_losses_read(&mut self) {
+        self.losses_read = true;
+        let quarantined = |entry: &Entry| entry.known.agent.quarantined.is_some();
+        let waiting: Vec<Index> =
+            self.fleet.iter().filter(|(_, entry)| quarantined(entry)).map(|(index, _)| index).collect();
+        for index in waiting {
+            self.reconcile(index);
+            self.rearm(index);
         }
     }
 

@@ -259,7 +259,7 @@ impl Shell {
         if agent.flapping {
             due.extend(known.steady_due().filter(|at| *at > now));
         }
-        if agent.quarantined.is_some() {
+        if agent.quarantined.is_some() && self.losses_read {
             due.push(known.release_due());
         }
         due.into_iter().min()
