@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::agents_file::FileAgent;
+use crate::agents_file::{FileAgent, FileRead};
 use crate::api::Ask;
 use crate::config::{Config, Policy};
 use crate::decide::Wish;
@@ -76,7 +76,7 @@ pub(crate) enum Input {
     /// A probe has ended.
     Probed(Report),
     /// The agents file was read.
-    File(Vec<FileAgent>),
+    File(FileRead),
 }
 
 /// A wish with who waits for it.
@@ -144,10 +144,10 @@ pub(crate) struct Shell {
     disturbances: LoopHealth,
     scheduler: Scheduler,
     probe_timeout: Duration,
-    /// The agents file as it was read last.
+    /// The agents file as it was read last, or earlier where a row of it is wrong now.
     file: HashMap<AgentId, FileAgent>,
     /// Read before the log was.
-    file_waiting: Option<Vec<FileAgent>>,
+    file_waiting: Option<FileRead>,
     invalid: intake::InvalidSources,
     counters: Counters,
 }
@@ -366,8 +366,8 @@ impl Shell {
             self.sync_probe(index);
             self.rearm(index);
         }
-        if let Some(agents) = self.file_waiting.take() {
-            self.file_read(agents);
+        if let Some(read) = self.file_waiting.take() {
+            self.file_read(read);
         }
     }
 
@@ -385,7 +385,7 @@ impl Shell {
             }
             Input::Ask(ask) => self.answer(ask),
             Input::Probed(report) => self.probed(report),
-            Input::File(agents) => self.file_read(agents),
+            Input::File(read) => self.file_read(read),
             Input::Lost(loss) => self.lost(loss),
             Input::LossesRead => self.all_losses_read(),
         }

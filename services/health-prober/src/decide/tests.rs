@@ -569,7 +569,7 @@ fn an_agent_that_left_the_file_is_gone_however_often_the_log_refuses_that() {
     .unwrap();
     let live = &mut lab.fleet.get_mut(index).unwrap().live;
     live.meet(instance.clone(), lab.now);
-    live.profile = Some(Box::new(row[0].profile(instance)));
+    live.profile = Some(Box::new(row.agents[0].profile(instance)));
     assert_eq!(lab.settle(), ["agent.registered"]);
     lab.fleet.get_mut(index).unwrap().live.removed = true;
     for _ in 0..3 {
