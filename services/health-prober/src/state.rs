@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use rollcall_core::agent::{Agent, Status};
 use rollcall_core::event::AgentEvent;
 use rollcall_core::gaps::Gaps;
+use rollcall_core::wire::InFlight;
 use rollcall_core::{AgentId, Timestamp};
+use serde::Deserialize as _;
 
 mod flapping;
 mod live;
@@ -17,6 +19,10 @@ pub use live::*;
 pub use losing::*;
 pub use probed::{Listening, Nobody};
 
+/// Where the event of a drain has what the operator asked for, in its evidence.
+pub const ASKED: &str = "asked";
+/// In there: what is to become of the work at the deadline.
+pub const IN_FLIGHT: &str = "in_flight";
 /// Agents that one prober follows; more are refused.
 pub const AGENTS_MAX: usize = 2_000_000;
 
@@ -48,6 +54,8 @@ struct Troubles {
     quarantine_changed_at: Timestamp,
     /// When the clock was set the last time while any of these times, or a silence, ran: they start here.
     clock_set_at: Timestamp,
+    /// What is to become of its work at the deadline of the operator's drain, if that was said.
+    drain_in_flight: Option<InFlight>,
     /// Its current instance was called gone by somebody else than itself.
     dismissed: bool,
 }
@@ -76,6 +84,7 @@ impl Known {
             // One text instead of two: there may be a million of them.
             profile.agent_id.clone_from(&self.agent.id);
         }
+        self.note_drain(event);
         match event {
             AgentEvent::Registered(_) => {
                 self.registered_seq = seq;
@@ -121,6 +130,26 @@ impl Known {
             | AgentEvent::Settled(_) => {}
         }
         true
+    }
+
+    /// A drain of an operator holds until the next one, or until it is ended.
+    fn note_drain(&mut self, event: &AgentEvent) {
+        let asked = match event {
+            AgentEvent::Draining(change) if change.by.as_deref() == Some("operator") && !change.undrained => {
+                InFlight::deserialize(&change.evidence[ASKED][IN_FLIGHT]).ok()
+            }
+            _ if self.agent.operator_drain.is_none() => None,
+            _ => return,
+        };
+        if asked != self.drain_in_flight() {
+            self.troubles().drain_in_flight = asked;
+        }
+    }
+
+    /// What an operator wants to become of its work at the deadline of a drain, if that was said.
+    #[must_use]
+    pub fn drain_in_flight(&self) -> Option<InFlight> {
+        self.troubles.as_deref().and_then(|troubles| troubles.drain_in_flight)
     }
 
     /// An entry of this agent's subject that is no valid event: only its sequence counts.

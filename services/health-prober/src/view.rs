@@ -31,7 +31,7 @@ pub struct AgentView {
     /// With status `error`: `{code, message, since}`. Not called `error` on the wire, as that is what errors have.
     #[serde(rename = "failure", skip_serializing_if = "Option::is_none")]
     pub error: Option<Value>,
-    /// `{by, reason, since, deadline?}`
+    /// `{by, reason, since, deadline?, in_flight?}`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub draining: Option<Value>,
     /// Why it gets no work though it may be well.
@@ -100,7 +100,13 @@ impl AgentView {
             draining: agent
                 .operator_drain
                 .as_ref()
-                .map(|wish| drain("operator", wish))
+                .map(|wish| {
+                    let mut view = drain("operator", wish);
+                    if let Some(in_flight) = known.drain_in_flight() {
+                        view["in_flight"] = json!(in_flight);
+                    }
+                    view
+                })
                 .or_else(|| agent.instance_drain.as_ref().map(|wish| drain("instance", wish))),
             quarantined: agent.quarantined.clone(),
             flapping: agent.flapping,

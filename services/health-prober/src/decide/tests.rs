@@ -522,7 +522,7 @@ fn a_forgotten_agent_is_gone_for_this_instance() {
     let forget = Wish::Forget { reason: "forgotten".into() };
     assert_eq!(lab.wish(Some(&forget)), (vec!["agent.gone"], Some(Next::Fulfilled)));
     assert_eq!(lab.wish(Some(&forget)), (vec![], Some(Next::Fulfilled)));
-    let drain = Wish::Drain { reason: "r".into(), deadline: None };
+    let drain = Wish::Drain { reason: "r".into(), deadline: None, in_flight: None };
     assert!(matches!(lab.wish(Some(&drain)).1, Some(Next::Refused(_))));
     assert_eq!(lab.status(), Status::Gone);
 }
