@@ -13,6 +13,7 @@ mod flapping;
 mod losing;
 mod pair;
 mod properties;
+mod said;
 
 /// One agent whose events are appended to a log that always takes them.
 struct Lab {
