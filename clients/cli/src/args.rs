@@ -108,7 +108,7 @@ pub(crate) enum Operate {
     /// Shows slots and queues of an agent or a pool.
     Capacity(command::agents::CapacityArgs),
     /// Gives an agent nothing more.
-    Drain(command::agents::IntentArgs),
+    Drain(command::agents::DrainArgs),
     /// Gives it work again.
     Undrain(command::agents::IntentArgs),
     /// Tells an agent to shut down.

@@ -129,7 +129,8 @@ impl Verbs {
             "drain" => {
                 let now = self.clock.now();
                 let deadline = asked.deadline_ms.map(|millis| now.plus_ms(millis));
-                self.wish(id, Wish::Drain { reason: reason("drain"), deadline }).await
+                self.wish(id, Wish::Drain { reason: reason("drain"), deadline, in_flight: asked.in_flight })
+                    .await
             }
             "undrain" => self.wish(id, Wish::Undrain { reason: reason("undrain") }).await,
             "forget" => self.wish(id, Wish::Forget { reason: reason("forgotten") }).await,
@@ -212,6 +213,20 @@ fn check(verb: &str, asked: &AgentRequest) -> Result<(), ApiError> {
         return Err(ApiError::bad_request(format!(
             "{verb}: deadline_ms is {deadline}, at most {DEADLINE_MS_MAX}"
         )));
+    }
+    if asked.in_flight.is_some() {
+        // Not what anybody would find out that it was not obeyed.
+        match verb {
+            "goodbye" => {}
+            "drain" if asked.deadline_ms.is_some() => {}
+            "drain" => {
+                let why = "says what becomes of the work at the deadline, and there is no deadline_ms";
+                return Err(ApiError::bad_request(format!("{verb}: in_flight {why}")));
+            }
+            _ => {
+                return Err(ApiError::bad_request(format!("{verb}: in_flight is of drain and goodbye only")));
+            }
+        }
     }
     if asked.reason.as_ref().is_some_and(|reason| reason.chars().count() > REASON_CHARS_MAX) {
         return Err(ApiError::bad_request(format!("{verb}: reason has over {REASON_CHARS_MAX} characters")));

@@ -36,19 +36,12 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Successes in a row that end something bad, for an agent that is flapping or not.
+    /// Successes in a row that end something bad, for an agent that takes so many times the ordinary ones.
     #[must_use]
-    pub fn successes(&self, flapping: bool) -> u32 {
-        if flapping {
-            self.success_threshold.saturating_mul(FLAPPING_SUCCESS_FACTOR)
-        } else {
-            self.success_threshold
-        }
+    pub fn successes(&self, damping: u32) -> u32 {
+        self.success_threshold.saturating_mul(damping)
     }
 }
-
-/// A flapping agent needs this many times the successes: it is believed later.
-pub const FLAPPING_SUCCESS_FACTOR: u32 = 3;
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -4,13 +4,13 @@
 
 use rollcall_core::agent::{Agent, Status};
 use rollcall_core::event::{AgentEvent, Marked, StatusChanged, Superseded};
-use rollcall_core::wire::ApiError;
+use rollcall_core::wire::{ApiError, InFlight};
 use rollcall_core::{InstanceId, Timestamp};
 use serde_json::json;
 
 use crate::config::Policy;
 use crate::detector::{Cause, Channel, Grade, Health, judge};
-use crate::state::{FLAP_FALLS, Known, LOSSES_MAX, Live};
+use crate::state::{ASKED, FLAP_FALLS, IN_FLIGHT, Known, LOSSES_MAX, Live};
 
 /// What an operator asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,8 +19,10 @@ pub enum Wish {
     Drain {
         /// Why.
         reason: String,
-        /// When what is left is to be returned.
+        /// When what is left is to be given up.
         deadline: Option<Timestamp>,
+        /// What is to become of it then.
+        in_flight: Option<InFlight>,
     },
     /// Work again; lifts a quarantine too.
     Undrain {
@@ -240,12 +242,13 @@ fn marks(known: &Known, now: Timestamp) -> Option<AgentEvent> {
     if !agent.flapping && falls >= FLAP_FALLS {
         return Some(AgentEvent::Flapping(mark(format!("{falls} falls within 5 minutes"), falls)));
     }
-    if agent.flapping && falls < FLAP_FALLS / 2 {
-        return Some(AgentEvent::Settled(mark(format!("{falls} falls within 5 minutes"), falls)));
+    if agent.flapping && known.is_steady(now) {
+        let reason = format!("its falls weigh less than a fresh one, {falls} within 5 minutes");
+        return Some(AgentEvent::Settled(mark(reason, falls)));
     }
     let losses = known.losses(now);
     if agent.quarantined.is_none() && losses >= LOSSES_MAX {
-        let reason = format!("lost {losses} executions within 10 minutes");
+        let reason = format!("{losses} losses within 10 minutes");
         return Some(AgentEvent::Quarantined(mark(reason, losses)));
     }
     if agent.quarantined.is_some() && now >= known.release_due() {
@@ -257,9 +260,11 @@ fn marks(known: &Known, now: Timestamp) -> Option<AgentEvent> {
 fn grant(known: &Known, live: &Live, wish: &Wish, policy: &Policy, now: Timestamp) -> Next {
     let agent = &known.agent;
     match wish {
-        Wish::Drain { reason, deadline } => {
+        Wish::Drain { reason, deadline, in_flight } => {
             let wanted = agent.operator_drain.as_ref();
-            if wanted.is_some_and(|drain| drain.reason == *reason && drain.deadline == *deadline) {
+            if wanted.is_some_and(|drain| drain.reason == *reason && drain.deadline == *deadline)
+                && known.drain_in_flight() == *in_flight
+            {
                 return Next::Fulfilled;
             }
             if agent.status == Some(Status::Gone) {
@@ -271,6 +276,9 @@ fn grant(known: &Known, live: &Live, wish: &Wish, policy: &Policy, now: Timestam
             let mut change = changed(known, live, reason, now);
             change.by = Some("operator".to_owned());
             change.deadline = *deadline;
+            if let Some(in_flight) = in_flight {
+                change.evidence[ASKED] = json!({ IN_FLIGHT: in_flight });
+            }
             Next::Append(AgentEvent::Draining(change))
         }
         Wish::Undrain { reason } => {

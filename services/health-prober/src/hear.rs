@@ -98,7 +98,7 @@ pub fn hear(
     }
     live.executions = u32::try_from(beat.executions.len()).unwrap_or(u32::MAX);
     let was = live.beat.grade;
-    live.beaten(now, policy.successes(known.agent.flapping));
+    live.beaten(now, policy.successes(known.damping(now)));
     let steady = live.settled && !announced && was == Grade::Good;
     live.settled = steady;
     fleet.holes += u64::from(hole);

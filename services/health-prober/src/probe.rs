@@ -56,6 +56,8 @@ impl Found {
 
 /// The kinds that are probed (PROTOCOL.md 2).
 pub const KINDS: [&str; 7] = ["http", "tcp", "nats", "acp", "a2a", "mcp", "grpc"];
+/// The kind of agents that speak over their standard input and output: nobody else can ask them anything.
+pub const STDIO_KIND: &str = "stdio";
 /// A timeout that is noticed so much later than it was due is our own fault. As long as a stall of the shell's loop.
 pub const LATE_MAX: Duration = Duration::from_millis(250);
 /// What is said of such a timeout.
@@ -143,9 +145,9 @@ impl Prober {
 }
 
 /// Why an endpoint is none: agents on stdio, and placeholders that name no host.
-fn placeholder(endpoint: &Endpoint) -> Option<String> {
+pub(crate) fn placeholder(endpoint: &Endpoint) -> Option<String> {
     let url = endpoint.url.trim();
-    if endpoint.kind == "stdio" || url.starts_with("stdio:") {
+    if endpoint.kind == STDIO_KIND || url.starts_with("stdio:") {
         return Some("speaks over stdio, there is nothing to probe".to_owned());
     }
     if endpoint.kind == "nats" {
@@ -158,6 +160,27 @@ fn placeholder(endpoint: &Endpoint) -> Option<String> {
         return Some(format!("its url {:?} is a placeholder", url.chars().take(80).collect::<String>()));
     }
     None
+}
+
+/// Whether the URL of an endpoint of a known kind can be read, or is a placeholder.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub(crate) fn check_url(endpoint: &Endpoint) -> Result<(), String> {
+    if placeholder(endpoint).is_some() {
+        return Ok(());
+    }
+    let url = endpoint.url.as_str();
+    let read = match endpoint.kind.as_str() {
+        "nats" => return Ok(()),
+        "tcp" => tcp::read(url).map(drop),
+        "grpc" => dial::place(url, &grpc::SCHEMES).map(drop),
+        _ => dial::place(url, &exchange::WEB).map(drop),
+    };
+    read.map_err(|found| match found {
+        Found::Skipped(why) | Found::Void(why) | Found::Bad(_, why) => why,
+        Found::Good => "can't be used".to_owned(),
+    })
 }
 
 /// The key that concurrency per host is bounded by. On the bus every agent is one of its own: it is not a host that many

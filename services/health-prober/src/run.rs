@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rollcall_core::Prefix;
 use rollcall_core::subject::Subjects;
+use rollcall_core::time::Clock as _;
+use rollcall_core::{Prefix, Timestamp};
 use rollcall_nats::{Bus, EventLog, TailError, ensure_streams};
 use rollcall_service::Context;
 use tokio::sync::mpsc;
@@ -15,6 +16,7 @@ use crate::effect::Reach;
 use crate::probe::scheduler::{Bounds, Scheduler, raise_file_limit};
 use crate::probe::{Prober, Roots};
 use crate::shell::{Ears, INPUTS, Input, LoopError, Shell, follow};
+use crate::state::LOSS_WINDOW_MS;
 use crate::{agents_file, api, losses};
 use rollcall_control::Guard;
 
@@ -81,7 +83,7 @@ async fn life(context: &Context, bus: &Bus, config: &Config, bounds: Bounds) -> 
         inputs,
     };
     let api = api::serve(bus, reach.clone(), sender.clone(), Arc::clone(&context.clock)).await?;
-    let losing = tokio::spawn(losses::follow(reach.log.clone(), reach.subjects.clone(), sender.clone()));
+    let losing = tokio::spawn(follow_losses(reach.clone(), context.clock.now(), sender.clone()));
     let filing =
         config.agents_file.clone().map(|path| tokio::spawn(agents_file::follow(path, sender.clone())));
     let (scheduler, stop_probes) = probes(config, bounds, &reach, &sender);
@@ -102,6 +104,14 @@ async fn life(context: &Context, bus: &Bus, config: &Config, bounds: Bounds) -> 
         filing.abort();
     }
     result.map_err(anyhow::Error::from)
+}
+
+/// Follows what agents lose, and what they lost within the time that counts.
+async fn follow_losses(reach: Reach, now: Timestamp, inputs: mpsc::Sender<Input>) {
+    let since = Timestamp::from_millis(now.as_millis().saturating_sub_unsigned(LOSS_WINDOW_MS));
+    if let Err(error) = losses::follow(reach.log, reach.subjects, since, inputs).await {
+        tracing::error!(%error, "lost executions are not followed: nobody is quarantined or released for them");
+    }
 }
 
 /// Starts the probes; they end with the token.

@@ -17,14 +17,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::agents_file::FileAgent;
+use crate::agents_file::{FileAgent, FileRead};
 use crate::api::Ask;
 use crate::config::{Config, Policy};
 use crate::decide::Wish;
 use crate::effect::{Appended, Reach};
 use crate::entry::{self, Read};
 use crate::probe::scheduler::{Report, Scheduler};
-use crate::state::{Fleet, Index, PingOutcome};
+use crate::state::{Entry, Fleet, Index, Loss, PingOutcome};
 use crate::timers::Timers;
 
 mod hearing;
@@ -68,13 +68,15 @@ pub(crate) enum Input {
     /// A request of the API.
     Ask(Ask),
     /// An agent lost work.
-    Lost(crate::losses::Loss),
+    Lost(Loss),
+    /// Everything that agents have lost within the time that counts was said.
+    LossesRead,
     /// A message of our own is back, or lost.
     Canary(hearing::Canary),
     /// A probe has ended.
     Probed(Report),
     /// The agents file was read.
-    File(Vec<FileAgent>),
+    File(FileRead),
 }
 
 /// A wish with who waits for it.
@@ -131,6 +133,8 @@ pub(crate) struct Shell {
     goodbyes: usize,
     /// The log has been read; decisions are allowed.
     ready: bool,
+    /// What agents lost before this start is known: a quarantine may be lifted.
+    losses_read: bool,
     /// Nothing is judged before: buffers are being read after a stall.
     judge_after: Timestamp,
     /// Since when nothing is judged.
@@ -140,10 +144,10 @@ pub(crate) struct Shell {
     disturbances: LoopHealth,
     scheduler: Scheduler,
     probe_timeout: Duration,
-    /// The agents file as it was read last.
+    /// The agents file as it was read last, or earlier where a row of it is wrong now.
     file: HashMap<AgentId, FileAgent>,
     /// Read before the log was.
-    file_waiting: Option<Vec<FileAgent>>,
+    file_waiting: Option<FileRead>,
     invalid: intake::InvalidSources,
     counters: Counters,
 }
@@ -205,6 +209,7 @@ impl Shell {
             pings: 0,
             goodbyes: 0,
             ready: false,
+            losses_read: false,
             judge_after: Timestamp::default(),
             held_since: None,
             hearing: hearing::Hearing::default(),
@@ -361,8 +366,8 @@ impl Shell {
             self.sync_probe(index);
             self.rearm(index);
         }
-        if let Some(agents) = self.file_waiting.take() {
-            self.file_read(agents);
+        if let Some(read) = self.file_waiting.take() {
+            self.file_read(read);
         }
     }
 
@@ -380,17 +385,33 @@ impl Shell {
             }
             Input::Ask(ask) => self.answer(ask),
             Input::Probed(report) => self.probed(report),
-            Input::File(agents) => self.file_read(agents),
-            Input::Lost(loss) => {
-                // It may come before the agent's own events, while the log is being read.
-                if let Some(index) = self.place(&loss.agent_id)
-                    && let Some(entry) = self.fleet.get_mut(index)
-                {
-                    entry.known.lose(loss.reason, loss.returned, loss.time.min(self.clock.now()));
-                    self.reconcile(index);
-                    self.rearm(index);
-                }
-            }
+            Input::File(read) => self.file_read(read),
+            Input::Lost(loss) => self.lost(loss),
+            Input::LossesRead => self.all_losses_read(),
+        }
+    }
+
+    /// It may come before the agent's own events, while the log is being read.
+    fn lost(&mut self, loss: Loss) {
+        if let Some(index) = self.place(&loss.agent_id)
+            && let Some(entry) = self.fleet.get_mut(index)
+        {
+            let time = loss.time.min(self.clock.now());
+            entry.known.lose(&Loss { time, ..loss });
+            self.reconcile(index);
+            self.rearm(index);
+        }
+    }
+
+    /// Quarantines may end from now on.
+    fn all_losses_read(&mut self) {
+        self.losses_read = true;
+        let quarantined = |entry: &Entry| entry.known.agent.quarantined.is_some();
+        let waiting: Vec<Index> =
+            self.fleet.iter().filter(|(_, entry)| quarantined(entry)).map(|(index, _)| index).collect();
+        for index in waiting {
+            self.reconcile(index);
+            self.rearm(index);
         }
     }
 

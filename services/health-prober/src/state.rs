@@ -3,24 +3,26 @@
 use std::collections::HashMap;
 
 use rollcall_core::agent::{Agent, Status};
-use rollcall_core::event::{AgentEvent, RecoveryReason};
+use rollcall_core::event::AgentEvent;
 use rollcall_core::gaps::Gaps;
+use rollcall_core::wire::InFlight;
 use rollcall_core::{AgentId, Timestamp};
+use serde::Deserialize as _;
 
+mod flapping;
 mod live;
+mod losing;
 mod probed;
 
+pub use flapping::*;
 pub use live::*;
+pub use losing::*;
 pub use probed::{Listening, Nobody};
 
-/// Falls within [`FLAP_WINDOW_MS`] that make an agent flapping (PROTOCOL.md 2).
-pub const FLAP_FALLS: usize = 4;
-/// Five minutes (PROTOCOL.md 2).
-pub const FLAP_WINDOW_MS: u64 = 300_000;
-/// Losses within [`LOSS_WINDOW_MS`] that quarantine an agent (PROTOCOL.md 5).
-pub const LOSSES_MAX: usize = 5;
-/// Ten minutes (PROTOCOL.md 5); also how long without a loss lifts a quarantine.
-pub const LOSS_WINDOW_MS: u64 = 600_000;
+/// Where the event of a drain has what the operator asked for, in its evidence.
+pub const ASKED: &str = "asked";
+/// In there: what is to become of the work at the deadline.
+pub const IN_FLIGHT: &str = "in_flight";
 /// Agents that one prober follows; more are refused.
 pub const AGENTS_MAX: usize = 2_000_000;
 
@@ -44,12 +46,16 @@ pub struct Known {
 struct Troubles {
     /// Times of its last falls from well to silent, oldest first; emptied by a new instance.
     falls: Vec<Timestamp>,
-    /// Times of work it lost, oldest first.
-    losses: Vec<Timestamp>,
+    /// What its falls weigh, those that are forgotten above too.
+    penalty: flapping::Penalty,
+    /// The last losses that count.
+    losses: Vec<losing::Counted>,
     /// When it was quarantined or released the last time.
     quarantine_changed_at: Timestamp,
     /// When the clock was set the last time while any of these times, or a silence, ran: they start here.
     clock_set_at: Timestamp,
+    /// What is to become of its work at the deadline of the operator's drain, if that was said.
+    drain_in_flight: Option<InFlight>,
     /// Its current instance was called gone by somebody else than itself.
     dismissed: bool,
 }
@@ -78,6 +84,7 @@ impl Known {
             // One text instead of two: there may be a million of them.
             profile.agent_id.clone_from(&self.agent.id);
         }
+        self.note_drain(event);
         match event {
             AgentEvent::Registered(_) => {
                 self.registered_seq = seq;
@@ -85,6 +92,7 @@ impl Known {
                 // What its predecessor did is not held against a new instance.
                 if let Some(troubles) = &mut self.troubles {
                     troubles.falls = Vec::new();
+                    troubles.penalty = flapping::Penalty::default();
                     troubles.dismissed = false;
                 }
             }
@@ -93,7 +101,8 @@ impl Known {
                 let well = before.is_some_and(|status| !status.is_silent() && status != Status::Gone);
                 // A drain in the middle of a silence makes no second fall of it.
                 if well && self.silent_since.is_none() {
-                    remember(&mut self.troubles().falls, change.since, FLAP_FALLS);
+                    // Whatever the event says: it did not begin after it was told.
+                    self.troubles().fall(change.since.min(time));
                 }
                 self.silent_since = self.silent_since.or(Some(change.since));
             }
@@ -112,7 +121,8 @@ impl Known {
             AgentEvent::Quarantined(_) => self.troubles().quarantine_changed_at = time,
             AgentEvent::Released(_) => {
                 self.troubles().quarantine_changed_at = time;
-                self.troubles().losses = Vec::new();
+                // Later ones may have been read before this.
+                self.troubles().losses.retain(|loss| loss.at > time);
             }
             AgentEvent::Updated(_)
             | AgentEvent::Superseded(_)
@@ -122,24 +132,33 @@ impl Known {
         true
     }
 
+    /// A drain of an operator holds until the next one, or until it is ended.
+    fn note_drain(&mut self, event: &AgentEvent) {
+        let asked = match event {
+            AgentEvent::Draining(change) if change.by.as_deref() == Some("operator") && !change.undrained => {
+                InFlight::deserialize(&change.evidence[ASKED][IN_FLIGHT]).ok()
+            }
+            _ if self.agent.operator_drain.is_none() => None,
+            _ => return,
+        };
+        if asked != self.drain_in_flight() {
+            self.troubles().drain_in_flight = asked;
+        }
+    }
+
+    /// What an operator wants to become of its work at the deadline of a drain, if that was said.
+    #[must_use]
+    pub fn drain_in_flight(&self) -> Option<InFlight> {
+        self.troubles.as_deref().and_then(|troubles| troubles.drain_in_flight)
+    }
+
     /// An entry of this agent's subject that is no valid event: only its sequence counts.
     pub fn skip(&mut self, seq: u64) {
         self.agent.seq = self.agent.seq.max(seq);
     }
 
-    /// It lost work. Timeouts are the work's fault, and work handed back is not lost.
-    pub fn lose(&mut self, reason: RecoveryReason, returned: bool, time: Timestamp) {
-        if reason != RecoveryReason::TimedOut && !returned && time > self.troubles().quarantine_changed_at {
-            remember(&mut self.troubles().losses, time, LOSSES_MAX);
-        }
-    }
-
     fn troubles(&mut self) -> &mut Troubles {
         self.troubles.get_or_insert_default()
-    }
-
-    fn times(&self, which: impl Fn(&Troubles) -> &Vec<Timestamp>) -> &[Timestamp] {
-        self.troubles.as_deref().map_or(&[], |troubles| which(troubles))
     }
 
     /// How long ago something in the log was, as far as our clock can tell: from before it was set it counts from then.
@@ -162,33 +181,6 @@ impl Known {
     /// When something in the log is so old.
     fn old_at(&self, at: Timestamp, age_ms: u64) -> Timestamp {
         at.max(self.clock_set_at()).plus_ms(age_ms)
-    }
-
-    /// Falls within the window that ends now.
-    #[must_use]
-    pub fn falls(&self, now: Timestamp) -> usize {
-        self.times(|t| &t.falls).iter().filter(|at| self.age_ms(**at, now) < FLAP_WINDOW_MS).count()
-    }
-
-    /// When the oldest fall leaves the window.
-    #[must_use]
-    pub fn next_fall_expiry(&self, now: Timestamp) -> Option<Timestamp> {
-        let expiries = self.times(|t| &t.falls).iter().map(|at| self.old_at(*at, FLAP_WINDOW_MS));
-        expiries.filter(|at| *at > now).min()
-    }
-
-    /// Losses within the window that ends now.
-    #[must_use]
-    pub fn losses(&self, now: Timestamp) -> usize {
-        self.times(|t| &t.losses).iter().filter(|at| self.age_ms(**at, now) < LOSS_WINDOW_MS).count()
-    }
-
-    /// When good behaviour lifts a quarantine.
-    #[must_use]
-    pub fn release_due(&self) -> Timestamp {
-        let last = self.times(|t| &t.losses).last().copied().unwrap_or_default();
-        let changed = self.troubles.as_deref().map_or(Timestamp::default(), |t| t.quarantine_changed_at);
-        self.old_at(last.max(changed), LOSS_WINDOW_MS)
     }
 
     /// When an agent in error is forgotten.
@@ -222,11 +214,11 @@ impl Known {
     }
 }
 
-fn remember(times: &mut Vec<Timestamp>, at: Timestamp, most: usize) {
-    if times.len() >= most {
-        times.remove(0);
+fn remember<T>(all: &mut Vec<T>, one: T, most: usize) {
+    if all.len() >= most {
+        all.remove(0);
     }
-    times.push(at);
+    all.push(one);
 }
 
 /// One agent.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::config::Policy;
-use crate::state::{Entry, interval_ms};
+use crate::state::{Entry, FALL, interval_ms};
 
 /// `agent` and the rows of `agents`.
 #[derive(Debug, Clone, Serialize)]
@@ -31,7 +31,7 @@ pub struct AgentView {
     /// With status `error`: `{code, message, since}`. Not called `error` on the wire, as that is what errors have.
     #[serde(rename = "failure", skip_serializing_if = "Option::is_none")]
     pub error: Option<Value>,
-    /// `{by, reason, since, deadline?}`
+    /// `{by, reason, since, deadline?, in_flight?}`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub draining: Option<Value>,
     /// Why it gets no work though it may be well.
@@ -39,6 +39,9 @@ pub struct AgentView {
     pub quarantined: Option<String>,
     /// Its status falls and rises too often.
     pub flapping: bool,
+    /// While it is flapping: what its falls weigh, 1 for a fresh one; it is settled below 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub penalty: Option<f64>,
     /// Its labels.
     pub labels: Value,
     /// Its version.
@@ -97,10 +100,17 @@ impl AgentView {
             draining: agent
                 .operator_drain
                 .as_ref()
-                .map(|wish| drain("operator", wish))
+                .map(|wish| {
+                    let mut view = drain("operator", wish);
+                    if let Some(in_flight) = known.drain_in_flight() {
+                        view["in_flight"] = json!(in_flight);
+                    }
+                    view
+                })
                 .or_else(|| agent.instance_drain.as_ref().map(|wish| drain("instance", wish))),
             quarantined: agent.quarantined.clone(),
             flapping: agent.flapping,
+            penalty: agent.flapping.then(|| f64::from(known.penalty(now)) / f64::from(FALL)),
             labels: json!(agent.labels().cloned().unwrap_or_default()),
             version: profile.and_then(|profile| profile.version.clone()),
             interval_ms: interval_ms(known, live, policy),

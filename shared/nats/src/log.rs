@@ -318,6 +318,15 @@ impl EventLog {
         let filters = filter_subjects.into_iter().map(str::to_owned).collect();
         Tail::new(self.bus.clone(), self.stream.to_string(), after_seq, filters)
     }
+
+    /// Follows what the log took at `time` (by the server's clock) or later, otherwise as [`Self::tail`].
+    pub fn tail_since<'a>(
+        &self,
+        time: Timestamp,
+        filter_subjects: impl IntoIterator<Item = &'a str>,
+    ) -> Tail {
+        self.tail(0, filter_subjects).starting_at(time)
+    }
 }
 
 enum ReadBack {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::Message;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use rollcall_core::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
@@ -79,6 +80,8 @@ pub struct Tail {
     batch: usize,
     /// Last sequence handed out (or given at the start).
     seen: u64,
+    /// Where it starts as long as nothing was handed out, if not after a sequence.
+    since: Option<Timestamp>,
     /// Time of that entry, to tell it from another one of the same sequence.
     seen_time: Option<DateTime<Utc>>,
     consumer: Option<String>,
@@ -109,6 +112,7 @@ impl Tail {
             filters,
             batch: TAIL_BATCH,
             seen: after,
+            since: None,
             seen_time: None,
             consumer: None,
             consumer_seq: 0,
@@ -121,6 +125,11 @@ impl Tail {
             logged_at: None,
             ready: VecDeque::new(),
         }
+    }
+
+    pub(crate) fn starting_at(mut self, since: Timestamp) -> Self {
+        self.since = Some(since);
+        self
     }
 
     pub(crate) fn with_batch(mut self, batch: usize) -> Self {
@@ -283,14 +292,19 @@ impl Tail {
         self.consumer = Some(name.clone());
         let mut config = json!({
             "name": name,
-            "deliver_policy": "by_start_sequence",
-            "opt_start_seq": self.seen + 1,
             "ack_policy": "none",
             "replay_policy": "instant",
             "mem_storage": true,
             "num_replicas": 1,
             "inactive_threshold": u64::try_from(CONSUMER_INACTIVE.as_nanos()).unwrap_or(u64::MAX),
         });
+        if let Some(since) = self.since.filter(|_| self.seen == 0) {
+            config["deliver_policy"] = json!("by_start_time");
+            config["opt_start_time"] = json!(since);
+        } else {
+            config["deliver_policy"] = json!("by_start_sequence");
+            config["opt_start_seq"] = json!(self.seen + 1);
+        }
         if !self.filters.is_empty() {
             config["filter_subjects"] = json!(self.filters);
         }

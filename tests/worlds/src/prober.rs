@@ -14,7 +14,7 @@ use std::{
 use health_prober::{
     config::Policy,
     hear::{Heard, hear},
-    state::{Fleet, Index, interval_ms, misses},
+    state::{Fleet, Index, Loss, interval_ms, misses},
 };
 use rollcall_core::{
     AgentId, InstanceId, Timestamp,
@@ -153,7 +153,14 @@ impl Prober {
                 let mut fleet = self.fleet.borrow_mut();
                 let Ok(index) = fleet.find_or_add(&lost.agent_id) else { return };
                 if let Some(entry) = fleet.get_mut(index) {
-                    entry.known.lose(lost.reason, lost.returned, time);
+                    entry.known.lose(&Loss {
+                        agent_id: lost.agent_id.clone(),
+                        instance_id: lost.instance_id.clone(),
+                        reason: lost.reason,
+                        returned: lost.returned,
+                        silent_since: None,
+                        time,
+                    });
                 }
                 index
             }

@@ -23,7 +23,7 @@ pub(crate) struct AgentArgs {
     id: AgentId,
 }
 
-/// What `rollcall drain`, `undrain` and `forget` are told.
+/// What `rollcall undrain` and `forget` are told, and what `drain` and `goodbye` are too.
 #[derive(Debug, Args)]
 pub(crate) struct IntentArgs {
     /// The agent.
@@ -45,6 +45,26 @@ enum InFlightArg {
     Return,
     /// End it now, without any grace.
     Abort,
+}
+
+impl From<InFlightArg> for InFlight {
+    fn from(arg: InFlightArg) -> Self {
+        match arg {
+            InFlightArg::Finish => Self::Finish,
+            InFlightArg::Return => Self::Return,
+            InFlightArg::Abort => Self::Abort,
+        }
+    }
+}
+
+/// What `rollcall drain` is told.
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    #[command(flatten)]
+    intent: IntentArgs,
+    /// What is to become of the work in flight at the deadline [default: return].
+    #[arg(long, value_enum, requires = "deadline_ms")]
+    in_flight: Option<InFlightArg>,
 }
 
 /// What `rollcall goodbye` is told.
@@ -130,32 +150,34 @@ pub(crate) async fn show(args: AgentArgs, fleet: &Fleet, output: Output) -> Resu
     Ok(exit::OK)
 }
 
-/// `drain`, `undrain`, `forget`
+/// `undrain`, `forget`
 pub(crate) async fn intent(
     verb: &str,
     args: IntentArgs,
     fleet: &Fleet,
     output: Output,
 ) -> Result<u8, Failure> {
-    let question = AgentRequest {
-        agent_id: args.id,
-        reason: args.reason,
-        deadline_ms: args.deadline_ms,
-        in_flight: None,
-    };
-    output.one(&fleet.ask(verb, &question).await?)?;
-    Ok(exit::OK)
+    say(verb, args, None, fleet, output).await
+}
+
+pub(crate) async fn drain(args: DrainArgs, fleet: &Fleet, output: Output) -> Result<u8, Failure> {
+    say("drain", args.intent, args.in_flight, fleet, output).await
 }
 
 pub(crate) async fn goodbye(args: GoodbyeArgs, fleet: &Fleet, output: Output) -> Result<u8, Failure> {
-    let in_flight = args.in_flight.map(|in_flight| match in_flight {
-        InFlightArg::Finish => InFlight::Finish,
-        InFlightArg::Return => InFlight::Return,
-        InFlightArg::Abort => InFlight::Abort,
-    });
-    let IntentArgs { id, reason, deadline_ms } = args.intent;
-    let question = AgentRequest { agent_id: id, reason, deadline_ms, in_flight };
-    output.one(&fleet.ask("goodbye", &question).await?)?;
+    say("goodbye", args.intent, args.in_flight, fleet, output).await
+}
+
+async fn say(
+    verb: &str,
+    IntentArgs { id, reason, deadline_ms }: IntentArgs,
+    in_flight: Option<InFlightArg>,
+    fleet: &Fleet,
+    output: Output,
+) -> Result<u8, Failure> {
+    let question =
+        AgentRequest { agent_id: id, reason, deadline_ms, in_flight: in_flight.map(InFlight::from) };
+    output.one(&fleet.ask(verb, &question).await?)?;
     Ok(exit::OK)
 }
 

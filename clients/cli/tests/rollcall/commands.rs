@@ -235,7 +235,7 @@ async fn an_execution_comes_with_its_history() {
 #[tokio::test]
 async fn every_verb_asks_its_own_question() {
     let stage = Stage::start().await;
-    let cases: [(&[&str], &str, Value); 10] = [
+    let cases: [(&[&str], &str, Value); 11] = [
         (&["cancel", "x", "--reason", "r"], "cancel", json!({"execution_id": "x", "reason": "r"})),
         (&["retry", "x"], "retry", json!({"execution_id": "x"})),
         (&["explain", "x"], "explain", json!({"execution_id": "x"})),
@@ -244,6 +244,11 @@ async fn every_verb_asks_its_own_question() {
             &["drain", "a", "--reason", "r", "--deadline-ms", "5"],
             "drain",
             json!({"agent_id": "a", "reason": "r", "deadline_ms": 5}),
+        ),
+        (
+            &["drain", "a", "--deadline-ms", "5", "--in-flight", "abort"],
+            "drain",
+            json!({"agent_id": "a", "deadline_ms": 5, "in_flight": "abort"}),
         ),
         (&["undrain", "a"], "undrain", json!({"agent_id": "a"})),
         (

@@ -6,11 +6,14 @@ use rollcall_core::wire::Endpoint;
 use super::*;
 use crate::detector::Evidence;
 use crate::hear::{Heard, hear};
-use crate::state::{Answers, Fleet, Listening, ProbeSeen};
+use crate::state::{Answers, Fleet, Listening, Loss, ProbeSeen};
 
 mod drains;
+mod flapping;
+mod losing;
 mod pair;
 mod properties;
+mod said;
 
 /// One agent whose events are appended to a log that always takes them.
 struct Lab {
@@ -146,6 +149,18 @@ impl Lab {
     fn vouched(&mut self, k: u32) -> Vec<&'static str> {
         let edge = &mut self.live().edge;
         (edge.answers, edge.vouched) = (Answers::Yes, k);
+        self.settle()
+    }
+
+    /// What a loss of its first instance leads to.
+    fn lose(&mut self, reason: RecoveryReason, returned: bool) -> Vec<&'static str> {
+        let silent_since = None;
+        self.lose_as(&Loss { returned, ..losing::loss("i1", reason, silent_since, self.now) })
+    }
+
+    fn lose_as(&mut self, loss: &Loss) -> Vec<&'static str> {
+        let index = self.fleet.find(AGENT).unwrap();
+        self.fleet.get_mut(index).unwrap().known.lose(loss);
         self.settle()
     }
 
@@ -444,6 +459,9 @@ fn four_falls_are_flapping_once_and_then_it_takes_more_to_be_believed() {
     assert_eq!(lab.beat("i1", seq, ""), ["agent.connected"]);
     lab.now = lab.now.plus_ms(301_000);
     seq += 1;
+    assert_eq!(lab.beat("i1", seq, ""), [""; 0], "six falls weigh more than four");
+    lab.now = lab.now.plus_ms(100_000);
+    seq += 1;
     assert_eq!(lab.beat("i1", seq, ""), ["agent.settled"]);
 }
 
@@ -472,26 +490,20 @@ fn a_new_instance_answers_for_no_fall_of_the_old_one() {
 fn losing_work_again_and_again_is_quarantined_and_lifted() {
     let mut lab = Lab::new();
     lab.beat("i1", 1, "");
-    let index = lab.fleet.find(AGENT).unwrap();
-    let lose = |lab: &mut Lab, reason, returned| {
-        let now = lab.now;
-        lab.fleet.get_mut(index).unwrap().known.lose(reason, returned, now);
-        lab.settle()
-    };
     for _ in 0..9 {
-        assert_eq!(lose(&mut lab, RecoveryReason::TimedOut, false), [""; 0]);
-        assert_eq!(lose(&mut lab, RecoveryReason::AgentGone, true), [""; 0]);
+        assert_eq!(lab.lose(RecoveryReason::TimedOut, false), [""; 0]);
+        assert_eq!(lab.lose(RecoveryReason::AgentGone, true), [""; 0]);
     }
     for _ in 0..4 {
-        assert_eq!(lose(&mut lab, RecoveryReason::Orphaned, false), [""; 0]);
+        assert_eq!(lab.lose(RecoveryReason::Orphaned, false), [""; 0]);
     }
-    assert_eq!(lose(&mut lab, RecoveryReason::Stalled, false), ["agent.quarantined"]);
+    assert_eq!(lab.lose(RecoveryReason::Stalled, false), ["agent.quarantined"]);
     assert!(!lab.known().agent.takes_work());
     assert_eq!(lab.status(), Status::Connected, "its health is another matter");
     assert_eq!(lab.wish(Some(&Wish::Undrain { reason: "fixed".into() })).0, ["agent.released"]);
     for _ in 0..5 {
         lab.now = lab.now.plus_ms(1);
-        lose(&mut lab, RecoveryReason::Orphaned, false);
+        lab.lose(RecoveryReason::Orphaned, false);
     }
     assert!(lab.known().agent.quarantined.is_some());
     lab.now = lab.now.plus_ms(599_000);
@@ -506,11 +518,10 @@ fn a_clock_that_is_set_forward_lifts_no_quarantine_and_forgets_nobody() {
     const JUMP_MS: u64 = 10_000_000;
     let mut lab = Lab::new();
     lab.beat("i1", 1, "");
-    let (index, now) = (lab.fleet.find(AGENT).unwrap(), lab.now);
-    for _ in 0..5 {
-        lab.fleet.get_mut(index).unwrap().known.lose(RecoveryReason::Orphaned, false, now);
+    for _ in 0..4 {
+        lab.lose(RecoveryReason::Orphaned, false);
     }
-    assert_eq!(lab.settle(), ["agent.quarantined"]);
+    assert_eq!(lab.lose(RecoveryReason::Orphaned, false), ["agent.quarantined"]);
     lab.pass(3500);
     assert_eq!(lab.status(), Status::Error);
     lab.now = lab.now.plus_ms(JUMP_MS);
@@ -533,7 +544,7 @@ fn a_forgotten_agent_is_gone_for_this_instance() {
     let forget = Wish::Forget { reason: "forgotten".into() };
     assert_eq!(lab.wish(Some(&forget)), (vec!["agent.gone"], Some(Next::Fulfilled)));
     assert_eq!(lab.wish(Some(&forget)), (vec![], Some(Next::Fulfilled)));
-    let drain = Wish::Drain { reason: "r".into(), deadline: None };
+    let drain = Wish::Drain { reason: "r".into(), deadline: None, in_flight: None };
     assert!(matches!(lab.wish(Some(&drain)).1, Some(Next::Refused(_))));
     assert_eq!(lab.status(), Status::Gone);
 }
@@ -580,7 +591,7 @@ fn an_agent_that_left_the_file_is_gone_however_often_the_log_refuses_that() {
     .unwrap();
     let live = &mut lab.fleet.get_mut(index).unwrap().live;
     live.meet(instance.clone(), lab.now);
-    live.profile = Some(Box::new(row[0].profile(instance)));
+    live.profile = Some(Box::new(row.agents[0].profile(instance)));
     assert_eq!(lab.settle(), ["agent.registered"]);
     lab.fleet.get_mut(index).unwrap().live.removed = true;
     for _ in 0..3 {

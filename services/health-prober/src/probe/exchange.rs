@@ -114,7 +114,7 @@ impl Answer {
     }
 }
 
-const WEB: [(&str, u16, bool); 2] = [("http", 80, false), ("https", 443, true)];
+pub(super) const WEB: [(&str, u16, bool); 2] = [("http", 80, false), ("https", 443, true)];
 
 impl Prober {
     /// The target's URL, if it is one of the web.

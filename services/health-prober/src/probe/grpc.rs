@@ -15,7 +15,7 @@ use super::{Found, Prober, Target, Warm};
 use crate::detector::Cause;
 
 const METHOD: &str = "/grpc.health.v1.Health/Check";
-const SCHEMES: [(&str, u16, bool); 4] =
+pub(super) const SCHEMES: [(&str, u16, bool); 4] =
     [("grpc", 80, false), ("http", 80, false), ("grpcs", 443, true), ("https", 443, true)];
 /// `HealthCheckResponse.status`.
 const SERVING: u8 = 1;

@@ -1,6 +1,6 @@
 //! Active probes and the agents file: what is to be probed, and what probes say.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use rollcall_core::agent::Status;
 use rollcall_core::time::Clock;
@@ -8,7 +8,7 @@ use rollcall_core::{AgentId, InstanceId};
 use uuid::Uuid;
 
 use super::Shell;
-use crate::agents_file::FileAgent;
+use crate::agents_file::FileRead;
 use crate::detector::{Cause, Channel, Evidence};
 use crate::probe::scheduler::Report;
 use crate::probe::{Found, Target};
@@ -85,7 +85,7 @@ impl Shell {
         let policy = &self.policy;
         let (floor, reconnected_at) = (self.fleet.floor, self.fleet.reconnected_at);
         let Some(entry) = self.fleet.get_mut(report.index) else { return };
-        let successes = policy.successes(entry.known.agent.flapping);
+        let successes = policy.successes(entry.known.damping(now));
         let silent = entry.known.agent.status.is_some_and(Status::is_silent) && !entry.known.is_fresh();
         let interval = interval_ms(&entry.known, &entry.live, policy);
         let silent_since = entry.known.beats().then(|| entry.live.silent_from(floor));
@@ -146,20 +146,24 @@ impl Shell {
         }
     }
 
-    /// The agents file was read.
-    pub(super) fn file_read(&mut self, agents: Vec<FileAgent>) {
+    /// The agents file was read. A row that is wrong says nothing about its agent, which stays as it was; and if it does not
+    /// even say whose it is, it may be anybody's.
+    pub(super) fn file_read(&mut self, read: FileRead) {
         if !self.ready {
-            self.file_waiting = Some(agents);
+            self.file_waiting = Some(read);
             return;
         }
-        let agents: HashMap<AgentId, FileAgent> =
-            agents.into_iter().map(|agent| (agent.agent_id.clone(), agent)).collect();
-        self.file = agents;
+        let doubtful: HashSet<AgentId> = read.aside.iter().filter_map(|row| row.agent_id.clone()).collect();
+        let any_may_be_meant = read.aside.iter().any(|row| row.agent_id.is_none());
+        let stays = |id: &AgentId| any_may_be_meant || doubtful.contains(id);
+        self.file.retain(|id, _| stays(id));
+        self.file.extend(read.agents.into_iter().map(|agent| (agent.agent_id.clone(), agent)));
         let of_files: Vec<Index> =
             self.fleet.iter().filter(|(_, entry)| !entry.known.beats()).map(|(index, _)| index).collect();
         for index in of_files {
             let Some(entry) = self.fleet.get_mut(index) else { continue };
-            entry.live.removed = !self.file.contains_key(&entry.known.agent.id);
+            let id = &entry.known.agent.id;
+            entry.live.removed = !self.file.contains_key(id) && !stays(id);
             self.reconcile(index);
             self.sync_probe(index);
         }

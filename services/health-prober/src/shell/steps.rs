@@ -45,6 +45,10 @@ impl Shell {
             let wish = self.cold.get(&index).and_then(|cold| cold.wishes.front()).map(|(wish, _)| wish);
             match next(&entry.known, &entry.live, wish, &self.policy, now) {
                 None => return self.settle(index),
+                // The last thing that is decided about an agent, so that nothing else waits with it.
+                Some(Next::Append(AgentEvent::Released(mark))) if mark.by.is_none() && !self.losses_read => {
+                    return self.settle(index);
+                }
                 Some(Next::Append(_)) if self.appends >= APPENDS_MAX => {
                     entry.work.queued = true;
                     self.backlog.push_back(index);

@@ -369,3 +369,65 @@ async fn a_clock_of_another_prober_that_is_ahead_hides_no_silence() {
     assert_eq!(bench.entry().live.instance, Some("i2".parse().unwrap()));
     assert!(bench.entry().live.anchor <= now, "it registered in the future");
 }
+
+/// Quarantined so long ago, by the log.
+async fn quarantined(age_ms: i64) -> Bench {
+    let mut bench = Bench::with_agent().await;
+    let at = Timestamp::from_millis(bench.shell.clock.now().as_millis() - age_ms);
+    let mark = json!({ "agent_id": AGENT, "instance_id": "i1", "reason": "test", "count": 5 });
+    bench.fold("quarantined", at, &mark);
+    bench
+}
+
+fn lost(bench: &Bench, age_ms: i64) -> Loss {
+    Loss {
+        agent_id: AGENT.parse().unwrap(),
+        instance_id: "i1".parse().unwrap(),
+        reason: rollcall_core::event::RecoveryReason::Orphaned,
+        returned: false,
+        silent_since: None,
+        time: Timestamp::from_millis(bench.shell.clock.now().as_millis() - age_ms),
+    }
+}
+
+const MINUTE_MS: i64 = 60_000;
+
+#[tokio::test]
+async fn nobody_is_released_before_it_is_known_what_was_lost_meanwhile() {
+    let mut bench = quarantined(11 * MINUTE_MS).await;
+    bench.shell.look_at(0, bench.now);
+    assert!(!bench.entry().work.busy, "there may have been another loss since");
+    // There was.
+    let loss = lost(&bench, 2 * MINUTE_MS);
+    let at = loss.time;
+    bench.shell.lost(loss);
+    bench.shell.all_losses_read();
+    assert!(!bench.entry().work.busy, "two minutes ago");
+    assert_eq!(bench.entry().known.release_due(), at.plus_ms(600_000));
+    // There was none.
+    let mut bench = quarantined(11 * MINUTE_MS).await;
+    bench.shell.all_losses_read();
+    assert!(bench.entry().work.busy, "it is on its way into the log");
+    // An operator need not wait.
+    let mut bench = quarantined(MINUTE_MS).await;
+    let (reply, _answer) = oneshot::channel();
+    bench.shell.answer(Ask::Wish(AGENT.parse().unwrap(), Wish::Undrain { reason: "fixed".into() }, reply));
+    assert!(bench.entry().work.busy);
+}
+
+#[tokio::test]
+async fn a_quarantine_that_can_not_be_lifted_yet_keeps_no_timer_busy() {
+    let mut bench = quarantined(11 * MINUTE_MS).await;
+    // Nothing else is ever due about one that is gone.
+    let gone = json!({ "agent_id": AGENT, "instance_id": "i1", "previous": "connected", "reason": "test",
+        "since": bench.now, "evidence": {}, "by": "instance" });
+    bench.fold("gone", bench.now, &gone);
+    bench.entry().work.armed = None;
+    bench.shell.rearm(0);
+    assert_eq!(bench.entry().work.armed, None);
+    let loss = lost(&bench, MINUTE_MS);
+    bench.shell.lost(loss);
+    bench.shell.all_losses_read();
+    let due = bench.entry().known.release_due();
+    assert_eq!(bench.entry().work.armed, Some(due));
+}

@@ -178,7 +178,8 @@ impl Shell {
                 .is_none_or(|(told, at)| told != since || now.since_ms(at) >= DRAIN_AGAIN_MS)
         {
             entry.work.partings.get_or_insert_default().drain = Some((since, now));
-            return self.part(index, instance, GoodbyeReason::Drain, now);
+            let in_flight = entry.known.drain_in_flight().unwrap_or(InFlight::Return);
+            return self.part(index, instance, (GoodbyeReason::Drain, in_flight), now);
         }
         let told = entry.work.partings.as_deref().and_then(|said| said.still_at);
         let again = self.policy.activity_timeout_ms.unwrap_or_default();
@@ -187,7 +188,7 @@ impl Shell {
             && let Some(entry) = self.fleet.get_mut(index)
         {
             entry.work.partings.get_or_insert_default().still_at = Some(now);
-            self.part(index, instance, GoodbyeReason::ActivityTimeout, now);
+            self.part(index, instance, (GoodbyeReason::ActivityTimeout, InFlight::Return), now);
         }
     }
 
@@ -204,8 +205,14 @@ impl Shell {
     }
 
     /// Says goodbye on every way there is: by request, and in the answers to its heartbeats.
-    fn part(&mut self, index: Index, instance: InstanceId, reason: GoodbyeReason, now: Timestamp) {
-        let goodbye = Goodbye { reason, deadline_ms: GOODBYE_DEADLINE_MS, in_flight: InFlight::Return };
+    fn part(
+        &mut self,
+        index: Index,
+        instance: InstanceId,
+        (reason, in_flight): (GoodbyeReason, InFlight),
+        now: Timestamp,
+    ) {
+        let goodbye = Goodbye { reason, deadline_ms: GOODBYE_DEADLINE_MS, in_flight };
         self.cold.entry(index).or_default().goodbye = Some(Unheard {
             instance: instance.clone(),
             goodbye: goodbye.clone(),
@@ -257,9 +264,9 @@ impl Shell {
             }
         }
         if agent.flapping {
-            due.extend(known.next_fall_expiry(now));
+            due.extend(known.steady_due().filter(|at| *at > now));
         }
-        if agent.quarantined.is_some() {
+        if agent.quarantined.is_some() && self.losses_read {
             due.push(known.release_due());
         }
         due.into_iter().min()

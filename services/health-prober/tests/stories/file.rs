@@ -118,3 +118,62 @@ async fn a_control_endpoint_that_nobody_speaks_is_shown_as_that() {
     assert_eq!(view["control"], json!({"kind": "ssh", "url": "ssh://10.0.0.7", "driven": false}));
     prober.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_is_wrong_takes_nobody_away_and_holds_nobody_up() {
+    let office = Office::open().await;
+    let wrong = |id: &str| office.row(id).replace("kind = \"http\"", "kind = \"htttp\"");
+    office.write(&(office.row("f1") + &office.row("f2")));
+    let prober = office.prober().await;
+    for id in ["f1", "f2"] {
+        office.stage.until(id, "agent.connected").await;
+    }
+    office.write(&(wrong("f1") + &office.row("f3")));
+    office.stage.until("f3", "agent.connected").await;
+    office.stage.until("f2", "agent.gone").await;
+    // The same for one that starts with it.
+    prober.stop().await;
+    let prober = office.prober().await;
+    office.write(&(wrong("f1") + &office.row("f3") + &office.row("f4")));
+    office.stage.until("f4", "agent.connected").await;
+    // Whose row this is nobody can tell: it may be that of f3.
+    office.write(&(wrong("f1") + &office.row("f.3") + &office.row("f4") + &office.row("f5")));
+    office.stage.until("f5", "agent.connected").await;
+    for id in ["f1", "f3"] {
+        assert_eq!(office.stage.types(id).await, ["agent.registered", "agent.connected"], "{id}");
+    }
+    // What is not there any more is: now it is known.
+    office.write(&(wrong("f1") + &office.row("f4") + &office.row("f5")));
+    office.stage.until("f3", "agent.gone").await;
+    office.endpoint.answer("503 Service Unavailable");
+    office.stage.until("f1", "agent.error").await;
+    prober.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_on_stdio_is_taken_and_not_probed() {
+    let office = Office::open().await;
+    let stdio = "[[agents]]\nagent_id = \"f1\"\ncapacity = 1\nprobe = { kind = \"stdio\" }\n";
+    office.write(&(stdio.to_owned() + &office.row("f2")));
+    let prober = office.prober().await;
+    office.stage.until("f2", "agent.connected").await;
+    assert_eq!(office.stage.until("f1", "agent.disconnected").await["data"]["reason"], "not_probed");
+    office
+        .stage
+        .until_view("f1", |view| view["probe"]["last_result"].as_str().is_some_and(|r| r.contains("stdio")))
+        .await;
+    prober.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_whose_row_is_wrong_now_goes_by_the_one_before() {
+    let office = Office::open().await;
+    office.write(&office.row("f1"));
+    let prober = office.prober().await;
+    office.stage.until("f1", "agent.connected").await;
+    office.write(&(office.row("f1").replace("capacity = 1", "capacity = -1") + &office.row("f2")));
+    office.stage.until("f2", "agent.connected").await;
+    office.stage.api("forget", json!({"agent_id": "f1"})).await;
+    office.stage.until_status("f1", Status::Connected).await;
+    prober.stop().await;
+}

@@ -1,6 +1,6 @@
 //! Goodbyes: with a reason of an operator's choice, and to instances that were taken for gone and live.
 
-use rollcall_core::wire::GoodbyeReason;
+use rollcall_core::wire::{GoodbyeReason, InFlight};
 use serde_json::json;
 
 use crate::stage::{Stage, beat};
@@ -83,5 +83,36 @@ async fn an_instance_that_said_goodbye_itself_is_told_nothing() {
     let prober = stage.prober().await;
     let reply = stage.beat("a1", beat("i1", 3)).await;
     assert_eq!((reply["status"].as_str(), reply.get("goodbye")), (Some("gone"), None));
+    prober.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_says_what_is_to_become_of_the_work_at_its_deadline() {
+    let stage = Stage::open().await;
+    let prober = stage.prober().await;
+    stage.beat("a1", beat("i1", 1)).await;
+    let mut goodbyes = stage.goodbyes("a1", "i1").await;
+    let keep = stage.keep_beating("a1", "i1");
+    for (asked, told) in [
+        (json!("abort"), InFlight::Abort),
+        (json!("finish"), InFlight::Finish),
+        (json!(null), InFlight::Return),
+    ] {
+        let question = json!({ "agent_id": "a1", "deadline_ms": 100, "in_flight": asked });
+        let view = stage.api("drain", question).await;
+        assert_eq!(view["draining"]["in_flight"], asked, "{view}");
+        let goodbye = goodbyes.next().await;
+        assert_eq!((goodbye.reason, goodbye.in_flight), (GoodbyeReason::Drain, told));
+    }
+    let nothing = [
+        json!({ "agent_id": "a1", "in_flight": "abort" }),
+        json!({ "agent_id": "a1", "in_flight": "abort", "deadline_ms": 1 }),
+    ];
+    for (verb, question) in [("drain", &nothing[0]), ("undrain", &nothing[1]), ("forget", &nothing[1])] {
+        let answer = stage.api(verb, question.clone()).await;
+        assert_eq!(answer["error"]["code"], "bad_request", "{verb}: {answer}");
+        assert!(answer["error"]["message"].as_str().is_some_and(|m| m.contains("in_flight")), "{answer}");
+    }
+    drop(keep);
     prober.stop().await;
 }

@@ -354,7 +354,7 @@ pub struct AgentRequest {
     /// By when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
-    /// With `goodbye`: what is to become of the work in flight.
+    /// With `goodbye`, and with `drain` and a deadline: what is to become of the work in flight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<InFlight>,
 }

@@ -45,7 +45,7 @@ impl Prober {
     /// A drain by an operator with its deadline so many milliseconds away.
     pub(crate) async fn drain(self: &Rc<Self>, agent: &AgentId, deadline_ms: Option<u64>) -> bool {
         let deadline = deadline_ms.map(|millis| self.now().plus_ms(millis));
-        self.wish(agent, Wish::Drain { reason: "drain".to_owned(), deadline }).await
+        self.wish(agent, Wish::Drain { reason: "drain".to_owned(), deadline, in_flight: None }).await
     }
 
     pub(super) fn wish_of(&self, index: Index) -> Option<Wish> {

@@ -78,7 +78,7 @@ impl Told {
             }
             Step::Drain => {
                 let deadline = Some(lab.now.plus_ms(self.seq));
-                lab.wish(Some(&Wish::Drain { reason: "r".into(), deadline })).0
+                lab.wish(Some(&Wish::Drain { reason: "r".into(), deadline, in_flight: None })).0
             }
             Step::Undrain => lab.wish(Some(&Wish::Undrain { reason: "r".into() })).0,
         };
