@@ -251,6 +251,12 @@ fn marks(known: &Known, now: Timestamp) -> Option<AgentEvent> {
         let reason = format!("{losses} losses within 10 minutes");
         return Some(AgentEvent::Quarantined(mark(reason, losses)));
     }
+    if agent.quarantined.is_some() && losses < LOSSES_MAX && known.is_forgiven() {
+        return Some(AgentEvent::Released(mark(
+            "a new instance, whose predecessor ended once".to_owned(),
+            losses,
+        )));
+    }
     if agent.quarantined.is_some() && now >= known.release_due() {
         return Some(AgentEvent::Released(mark("no loss for 10 minutes".to_owned(), losses)));
     }

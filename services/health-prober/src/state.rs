@@ -172,7 +172,22 @@ impl Known {
     }
 
     /// The clock was set: nothing in the log is older than now by it.
-    fn rebase(&mut self, now: Timestamp) {
+    /// What was over by the old time stays so, what is not begins anew, and nothing was in the future.
+    fn rebase(&mut self, before: Timestamp, now: Timestamp) {
+        if let Some(troubles) = &mut self.troubles {
+            let set_at = troubles.clock_set_at;
+            let is_within = |at: Timestamp, window_ms| before.since_ms(at.max(set_at)) < window_ms;
+            troubles.falls.retain(|at| is_within(*at, FLAP_WINDOW_MS));
+            troubles.losses.retain(|loss| is_within(loss.at, LOSS_WINDOW_MS));
+            troubles.penalty.rebase(set_at, before, now);
+            for at in &mut troubles.falls {
+                *at = (*at).min(now);
+            }
+            for loss in &mut troubles.losses {
+                loss.at = loss.at.min(now);
+            }
+            troubles.quarantine_changed_at = troubles.quarantine_changed_at.min(now);
+        }
         if self.troubles.is_some() || self.agent.silent_since.is_some() {
             self.troubles().clock_set_at = now;
         }
@@ -376,12 +391,12 @@ impl Fleet {
         true
     }
 
-    /// The clock was set: whatever was measured with it starts at its new time.
-    pub fn rebase(&mut self, now: Timestamp) {
+    /// The clock was set, from `before` to `now`: whatever was measured with it starts at its new time.
+    pub fn rebase(&mut self, before: Timestamp, now: Timestamp) {
         self.floor = now;
         self.reconnected_at = self.reconnected_at.map(|_| now);
         for entry in &mut self.entries {
-            entry.known.rebase(now);
+            entry.known.rebase(before, now);
             entry.work.armed = None;
             entry.work.retry_at = None;
             entry.work.partings = None;

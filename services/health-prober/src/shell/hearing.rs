@@ -228,10 +228,11 @@ impl Shell {
 
     /// Our clock was not the log's: times from before can't be compared with times from now on.
     fn shift_clock(&mut self, by_ms: i64) {
+        let before = self.clock.now();
         self.clock.shift(by_ms);
         let now = self.clock.now();
         self.judge_after = now;
-        self.fleet.rebase(now);
+        self.fleet.rebase(before, now);
         self.timers = crate::timers::Timers::default();
         self.void(Void::ClockJump);
         for index in 0..Index::try_from(self.fleet.len()).unwrap_or(Index::MAX) {

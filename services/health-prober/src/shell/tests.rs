@@ -376,6 +376,8 @@ async fn quarantined(age_ms: i64) -> Bench {
     let at = Timestamp::from_millis(bench.shell.clock.now().as_millis() - age_ms);
     let mark = json!({ "agent_id": AGENT, "instance_id": "i1", "reason": "test", "count": 5 });
     bench.fold("quarantined", at, &mark);
+    // It was this instance that was quarantined.
+    bench.entry().known.agent.registered_at = Some(Timestamp::from_millis(at.as_millis() - 1));
     bench
 }
 

@@ -38,6 +38,11 @@ impl Penalty {
         *self = Self { weight: weight.saturating_add(FALL).min(MOST), at: self.at.max(at) };
     }
 
+    /// The clock was set, from `before` to `now`; it decays from there on.
+    pub(super) fn rebase(&mut self, set_at: Timestamp, before: Timestamp, now: Timestamp) {
+        *self = Self { weight: self.after(before.since_ms(self.at.max(set_at))), at: self.at.min(now) };
+    }
+
     /// The last fall.
     const fn at(&self) -> Timestamp {
         self.at

@@ -1,8 +1,8 @@
 //! Work that an agent loses, and when that is too much.
 //!
-//! What one and the same end of an instance took is one incident and counts once, however much it held: a host that loses
-//! its power takes everything with it, and the instance that comes after it has done nothing wrong. Losses that an agent
-//! has while it lives count each.
+//! Each loss counts against the instance that had it. What one and the same end of an instance took counts once against
+//! those that come after it, however much it held: a host that loses its power takes everything with it, and its successor
+//! has done nothing wrong. One instance after another that ends and takes work with it is quarantined all the same.
 
 use rollcall_core::event::RecoveryReason;
 use rollcall_core::{AgentId, InstanceId, Timestamp};
@@ -34,7 +34,10 @@ pub struct Loss {
 /// A loss that counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Counted {
+    /// The last of them.
     pub(super) at: Timestamp,
+    /// How many, of one incident.
+    times: u32,
     /// What its instance's end or silence took with it; boxed, since most losses have none.
     incident: Option<Box<Incident>>,
 }
@@ -86,16 +89,37 @@ impl Known {
             (Some(counted), Some(incident)) => counted.includes(incident),
             _ => false,
         };
-        if !troubles.losses.iter().any(known) {
-            remember(&mut troubles.losses, Counted { at: loss.time, incident }, LOSSES_MAX);
+        match troubles.losses.iter().position(known) {
+            Some(place) => {
+                let counted = &mut troubles.losses[place];
+                counted.at = counted.at.max(loss.time);
+                counted.times = counted.times.saturating_add(1);
+            }
+            None => remember(&mut troubles.losses, Counted { at: loss.time, times: 1, incident }, LOSSES_MAX),
         }
+    }
+
+    /// The current instance is another one than all those that were quarantined for what they lost, and they did not lose it
+    /// again and again.
+    #[must_use]
+    pub fn is_forgiven(&self) -> bool {
+        let Some(troubles) = self.troubles.as_deref() else { return true };
+        let registered_at = self.agent.registered_at.unwrap_or_default();
+        registered_at > troubles.quarantine_changed_at && troubles.losses.len() < LOSSES_MAX
     }
 
     /// Losses within the window that ends now.
     #[must_use]
     pub fn losses(&self, now: Timestamp) -> usize {
         let all = self.troubles.as_deref().map_or(&[][..], |troubles| &troubles.losses);
-        all.iter().filter(|loss| self.age_ms(loss.at, now) < LOSS_WINDOW_MS).count()
+        let recent = all.iter().filter(|loss| self.age_ms(loss.at, now) < LOSS_WINDOW_MS);
+        recent.map(|loss| self.weight(loss)).sum()
+    }
+
+    /// What one incident counts: all that it took against the instance that had it, once against its successors.
+    fn weight(&self, counted: &Counted) -> usize {
+        let own = |incident: &Incident| self.agent.instance_id.as_ref() == Some(&incident.instance_id);
+        if counted.incident.as_deref().is_some_and(own) { counted.times as usize } else { 1 }
     }
 
     /// When good behaviour lifts a quarantine.

@@ -93,9 +93,10 @@ impl Prober {
             let head = this.stage.head(this.me).await;
             let back = this.stage.comes_back(this.me).await;
             this.hearing.borrow_mut().on_its_way = false;
+            let before = this.now();
             if head.is_ok_and(|head| this.stage.corrects(this.me, &head, false)) {
                 // It was sent at a time that was none.
-                this.rebase();
+                this.rebase(before);
             } else if back {
                 this.proven(epoch, sent_at);
             } else if this.hearing.borrow().sight.since().is_some() {
@@ -180,10 +181,10 @@ impl Prober {
     }
 
     /// Our clock was not the log's: times from before can't be compared with times from now on.
-    fn rebase(self: &Rc<Self>) {
+    fn rebase(self: &Rc<Self>, before: Timestamp) {
         let now = self.now();
         self.judge_after.set(now);
-        self.fleet.borrow_mut().rebase(now);
+        self.fleet.borrow_mut().rebase(before, now);
         self.void(Void::ClockJump);
     }
 }

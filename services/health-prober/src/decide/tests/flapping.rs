@@ -55,6 +55,13 @@ impl Story {
         self.lab.now = self.lab.now.plus_ms(ms);
     }
 
+    fn set_clock(&mut self, by_ms: u64) {
+        let (now, set_at) = (self.lab.now, self.clock_set_at);
+        self.falls.retain(|at| now.since_ms((*at).max(set_at)) < FLAP_WINDOW_MS);
+        self.lab.set_clock(by_ms);
+        self.clock_set_at = self.lab.now;
+    }
+
     /// The contract's rule.
     fn flaps(&self) -> bool {
         let age = |at: &Timestamp| self.lab.now.since_ms((*at).max(self.clock_set_at));
@@ -106,9 +113,7 @@ proptest! {
                 Step::Wait(ms) => story.wait(*ms),
                 Step::Restarted => story.register(),
                 Step::ClockSet(ms) => {
-                    story.wait(*ms);
-                    story.lab.fleet.rebase(story.lab.now);
-                    story.clock_set_at = story.lab.now;
+                    story.set_clock(*ms);
                 }
             }
             let before = story.is_marked();
@@ -219,9 +224,22 @@ fn four_falls_that_are_all_just_within_the_window_do_not_settle_it() {
 fn falls_weigh_what_they_did_when_the_clock_is_set() {
     let mut story = Story::new();
     (0..3).for_each(|_| story.fall());
-    story.wait(10_000_000);
-    story.lab.fleet.rebase(story.lab.now);
+    story.set_clock(10_000_000);
     story.fall();
     assert_eq!(story.lab.known().penalty(story.lab.now), 4 * FALL);
     assert_eq!(story.marked(), Some("agent.flapping"));
+}
+
+#[test]
+fn falls_of_long_ago_stay_so_when_the_clock_is_set() {
+    let mut story = Story::new();
+    for _ in 0..8 {
+        story.fall();
+        story.wait(FLAP_WINDOW_MS / 3);
+    }
+    story.wait(FLAP_WINDOW_MS);
+    story.set_clock(2_000);
+    assert_eq!(story.lab.known().falls(story.lab.now), 0);
+    assert!(story.lab.known().penalty(story.lab.now) < FALL, "forgiven is forgiven");
+    assert_eq!(story.marked(), None);
 }

@@ -3,7 +3,7 @@
 use RecoveryReason::{AgentGone, AgentLost, AgentRestarted, DispatchLost, Orphaned, Stale, Stalled};
 
 use super::*;
-use crate::state::LOSSES_MAX;
+use crate::state::{LOSS_WINDOW_MS, LOSSES_MAX};
 
 pub(super) fn loss(
     instance: &str,
@@ -37,12 +37,23 @@ fn silence(number: i64) -> Option<Timestamp> {
 }
 
 #[test]
-fn one_crash_is_one_loss_however_much_it_took() {
+fn one_crash_counts_once_against_those_that_come_after_it_however_much_it_took() {
     for reason in [AgentLost, AgentRestarted, AgentGone] {
         let silent_since = silence(1).filter(|_| reason == AgentLost);
         let lab = after(std::iter::repeat_n(("i1", reason, silent_since), 20));
         assert_eq!(lab.known().losses(lab.now), 1, "{reason:?}");
         assert!(lab.known().agent.takes_work(), "{reason:?}: whoever comes after it gets work");
+    }
+    // Against the instance itself each counts, as long as it is the one that counts.
+    for reason in [AgentLost, AgentGone] {
+        let crash = |times| after(std::iter::repeat_n(("i9", reason, None), times));
+        assert!(crash(LOSSES_MAX - 1).known().agent.takes_work(), "{reason:?}");
+        let mut lab = crash(LOSSES_MAX);
+        assert!(lab.known().agent.quarantined.is_some(), "{reason:?}");
+        lab.now = lab.now.plus_ms(1);
+        let kinds = lab.beat("i10", 1, "");
+        assert!(kinds.ends_with(&["agent.released"]), "{reason:?}: {kinds:?}");
+        assert!(lab.known().agent.takes_work(), "{reason:?}: its successor has done nothing wrong");
     }
     // Some of it is recovered while it is silent, the rest when its successor is there.
     let mut all = vec![("i1", AgentLost, silence(1)); 10];
@@ -61,6 +72,13 @@ fn five_crashes_are_five_losses() {
         assert!(lab.known().agent.takes_work());
         let lab = after((0..LOSSES_MAX).flat_map(crash));
         assert!(!lab.known().agent.takes_work(), "{reason:?}");
+        // Nor does the next one, or the one after that.
+        let mut lab = lab;
+        for instance in ["i10", "i11"] {
+            lab.now = lab.now.plus_ms(1);
+            lab.beat(instance, 1, "");
+            assert!(lab.known().agent.quarantined.is_some(), "{reason:?} {instance}");
+        }
     }
 }
 
@@ -108,4 +126,24 @@ fn it_is_the_same_whatever_is_read_first() {
     lab.lose(Orphaned, false);
     assert_eq!(late.known().losses(late.now), 1, "what it lost since it was released counts");
     assert_eq!(lab.known().losses(lab.now), late.known().losses(late.now));
+}
+
+#[test]
+fn who_ends_again_and_again_is_not_released_because_the_first_end_is_long_ago() {
+    let mut lab = after([]);
+    let step_ms = LOSS_WINDOW_MS / 5;
+    for instance in ["i1", "i2", "i3", "i4", "i5"] {
+        lab.now = lab.now.plus_ms(step_ms);
+        lab.lose_as(&loss(instance, AgentRestarted, None, lab.now));
+    }
+    assert!(lab.known().agent.quarantined.is_some());
+    lab.now = lab.now.plus_ms(1);
+    lab.beat("i10", 1, "");
+    // Four within ten minutes now.
+    lab.now = lab.now.plus_ms(step_ms);
+    lab.beat("i10", 2, "");
+    assert!(lab.known().losses(lab.now) < LOSSES_MAX);
+    assert!(lab.known().agent.quarantined.is_some());
+    lab.now = lab.now.plus_ms(LOSS_WINDOW_MS);
+    assert!(lab.beat("i10", 3, "").ends_with(&["agent.released"]), "ten minutes without a loss");
 }
