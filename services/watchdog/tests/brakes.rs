@@ -57,6 +57,8 @@ struct Fleet {
     dogs: Vec<Dog>,
     /// When something was recovered for silence, by the true clock.
     recovered: Vec<i64>,
+    /// Why.
+    reasons: Vec<RecoveryReason>,
     /// What was asked to end.
     terminations: Vec<ExecutionId>,
 }
@@ -84,6 +86,7 @@ impl Fleet {
             log: Vec::new(),
             dogs: dogs.collect(),
             recovered: Vec::new(),
+            reasons: Vec::new(),
             terminations: Vec::new(),
         };
         for n in 0..agents {
@@ -243,18 +246,18 @@ impl Fleet {
                         self.terminations.push(id.clone());
                     }
                     Verdict::Recover(finding) => {
-                        assert_eq!(finding.reason, RecoveryReason::AgentLost);
                         let execution = world.executions.get(&id).unwrap();
                         let loss = effect::loss(
                             execution,
                             execution.holder().unwrap(),
                             &finding,
                             &facts,
-                            json!({}),
+                            effect::evidence(&facts, &LIMITS, None, now),
                             now,
                         );
                         let event = execution.lose(loss).unwrap();
                         self.recovered.push(self.now.as_millis());
+                        self.reasons.push(finding.reason);
                         self.append(self.subjects.execution_event(&id), id.as_str(), event.into(), now);
                         self.fold();
                         last = None;
@@ -412,6 +415,41 @@ fn watchdogs_that_go_through_their_lines_in_different_orders_keep_to_one_rate() 
         let took_ms = fleet.recovered[99] - fleet.recovered[0];
         // A burst of one second's worth, and the rest at the rate; nobody's places are lost for long.
         assert!((8_500..=12_000).contains(&took_ms), "{dogs}: {took_ms} ms");
+    }
+}
+
+/// More than one burst of work, of one agent, and as many watchdogs.
+fn all_are_recovered_at_the_rate(mut fleet: Fleet, after_ms: u64, reason: RecoveryReason) {
+    fleet.pass(after_ms);
+    assert!(fleet.recovered.is_empty(), "{} of {reason:?}", fleet.recovered.len());
+    fleet.pass(60_000);
+    assert_eq!(fleet.recovered.len(), 100, "{reason:?}");
+    assert!(fleet.reasons.iter().all(|found| *found == reason), "{:?}", fleet.reasons);
+    fleet.keeps_to_the_rate();
+}
+
+#[test]
+fn every_recovery_for_silence_gets_its_turn_and_keeps_it() {
+    for dogs in [1, 2] {
+        let clocks = vec![0; dogs];
+        let mut fleet = Fleet::new(5, 100, &clocks);
+        fleet.status(0, Status::Disconnected);
+        all_are_recovered_at_the_rate(fleet, LIMITS.lost_after_ms - 1_000, RecoveryReason::AgentLost);
+        // Nobody at all is heard, up to the safety net.
+        let mut fleet = Fleet::new(1, 100, &clocks);
+        (0..1).for_each(|n| fleet.status(n, Status::Disconnected));
+        for n in 1..5 {
+            fleet.agent(n, AgentEvent::Registered(profile(n)));
+            fleet.status(n, Status::Disconnected);
+        }
+        fleet.pass(2_000);
+        assert_eq!(fleet.system_events(), ONCE_EACH[..1]);
+        let net = LIMITS.stale_after_ms + LIMITS.lost_after_ms;
+        all_are_recovered_at_the_rate(fleet, net - 10_000, RecoveryReason::Stale);
+        // Bad for so long that the prober forgot it.
+        let mut fleet = Fleet::new(5, 100, &clocks);
+        fleet.status(0, Status::Gone);
+        all_are_recovered_at_the_rate(fleet, 0, RecoveryReason::AgentGone);
     }
 }
 

@@ -2,7 +2,11 @@
 
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Timestamp,
-    event::{AgentEvent, DecodeError, Event, EventBody, ExecutionEvent, RecoveryReason, SystemEventKind},
+    agent::Parting,
+    event::{
+        AgentEvent, DecodeError, Event, EventBody, ExecutionEvent, Recovered, RecoveryReason,
+        SystemEventKind, TerminateOutcome,
+    },
     execution::{Attempt, Execution, State},
     subject::{EventSubject, Subjects},
     wire::Outcome,
@@ -47,6 +51,20 @@ type Slot = (AgentId, u32, Timestamp, bool);
 
 fn slot(attempt: &Attempt) -> Slot {
     (attempt.agent_id.clone(), attempt.number, attempt.dispatched_at, attempt.started_at.is_some())
+}
+
+/// Whether a recovery was one for silence, by what the log says of it: those go through the rate limit.
+fn took_a_turn(lost: &Recovered) -> bool {
+    match lost.reason {
+        RecoveryReason::AgentLost => true,
+        RecoveryReason::Stale => lost.terminate == TerminateOutcome::NotAttempted,
+        RecoveryReason::AgentGone => lost.evidence["instance"]["by"] == Parting::Forgotten.as_str(),
+        RecoveryReason::Orphaned
+        | RecoveryReason::TimedOut
+        | RecoveryReason::Stalled
+        | RecoveryReason::AgentRestarted
+        | RecoveryReason::DispatchLost => false,
+    }
 }
 
 impl World {
@@ -152,7 +170,7 @@ impl World {
             return Ok(());
         }
         if let ExecutionEvent::Recovered(lost) = event
-            && lost.reason == RecoveryReason::AgentLost
+            && took_a_turn(lost)
             && now.since_ms(time) < RATE_WINDOW_MS
         {
             self.yield_turn(id, now);

@@ -58,7 +58,9 @@ impl World {
                 trouble.decided = None;
                 // A turn that could not be taken when it came is over, or all that passed while we were blind, or
                 // suspended, or their agents answered, would be recovered at once.
-                if !matches!(row, Row::AgentLost | Row::RateLimited) {
+                let takes_turns =
+                    matches!(row, Row::AgentLost | Row::AgentGone | Row::Stale | Row::RateLimited);
+                if !takes_turns {
                     trouble.turn_at = None;
                 }
             }
