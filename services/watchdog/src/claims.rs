@@ -23,7 +23,8 @@ pub struct Listed {
     pub rose_at: Timestamp,
     /// The same, however often we had to begin anew since.
     pub stands_since: Timestamp,
-    /// When a heartbeat named its progress last, where that is no list; `None`: none since our sight began.
+    /// When a heartbeat named its progress, if the latest did (where heartbeats are no lists: the latest that named any);
+    /// `None`: none since our sight began, or what is listed names none any more, as it has finished.
     pub named_at: Option<Timestamp>,
 }
 
@@ -226,6 +227,7 @@ impl Claims {
             (self.listed_at, self.last_list_at) = (Some(now), Some(now));
             for (listed, claim) in self.listed.iter_mut().zip(claims) {
                 listed.rise(claim.progress, now);
+                listed.named_at = claim.progress.map(|_| now);
             }
         }
         same
@@ -233,7 +235,7 @@ impl Claims {
 
     /// Compares a list with what the log expects.
     pub fn list(&mut self, claims: &[OwnedClaim], expect: &impl Expectation, now: Timestamp) -> Oddities {
-        let first = self.listed_at.is_none();
+        let (first, only_progress) = (self.listed_at.is_none(), self.only_progress);
         self.stale = false;
         (self.listed_at, self.last_list_at) = (Some(now), Some(now));
         let mut before: HashMap<(ExecutionId, u32), Listed> =
@@ -255,6 +257,9 @@ impl Claims {
                 },
             };
             listed.rise(claim.progress, now);
+            if !only_progress {
+                listed.named_at = claim.progress.map(|_| now);
+            }
             if first && listed.stands_since < now {
                 odd.standing.push(claim.id.clone());
             }
@@ -355,8 +360,7 @@ impl Claims {
         if let Some(listed) = self.lists(id, attempt) {
             let known = |at| listed.progress.map(|_| at);
             let (rose_at, stands_since) = (known(listed.rose_at), known(listed.stands_since));
-            let named_at = if self.only_progress { listed.named_at } else { known(at) };
-            return Listing::Listed { at, rose_at, stands_since, named_at };
+            return Listing::Listed { at, rose_at, stands_since, named_at: listed.named_at };
         }
         match self.missing.iter().find(|m| m.attempt == attempt && m.id == *id) {
             Some(Missing { since, first, times, .. }) => {

@@ -107,8 +107,20 @@ fn standing_still_needs_a_list_from_after_the_stall_timeout() {
 }
 
 #[test]
-fn an_agent_without_progress_never_stands_still() {
-    let mut sim = Sim::new(HOUR, Some(2_000));
+fn work_without_progress_never_stands_still_also_when_it_named_some_before() {
+    for named_before in [false, true] {
+        let mut sim = Sim::new(HOUR, Some(2_000));
+        if named_before {
+            // It has finished since, and its report is not acknowledged yet.
+            sim.beat(true, 7);
+            sim.advance(900);
+            sim.beat(true, 7);
+        }
+        never_stands_still(sim);
+    }
+}
+
+fn never_stands_still(mut sim: Sim) {
     for _ in 0..20 {
         sim.advance(900);
         sim.beat_seq += 1;
