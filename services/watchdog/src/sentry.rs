@@ -201,7 +201,8 @@ pub async fn errands(shared: &Arc<Shared>, tasks: &TaskTracker) {
         world.greetings_due.drain(..excess);
         let free = ERRANDS.available_permits().min(world.greetings_due.len());
         let greetings: Vec<_> = world.greetings_due.drain(..free).collect();
-        (std::mem::take(&mut world.zombies_due), greetings)
+        let free = ERRANDS.available_permits().saturating_sub(greetings.len());
+        (world.take_zombies(free), greetings)
     });
     for (agent, instance) in greetings {
         let shared = Arc::clone(shared);
@@ -219,6 +220,9 @@ pub async fn errands(shared: &Arc<Shared>, tasks: &TaskTracker) {
             if let Err(panic) = isolation::catch(lay_to_rest(&shared, &agent, &instance)).await {
                 tracing::error!(agent_id = %agent, panic, "looking into its list failed");
             }
+            shared.with(|world, _| world.zombies_done(&(agent, instance)));
+            // More may wait for the place that is free now.
+            shared.wake.notify_one();
         });
     }
 }

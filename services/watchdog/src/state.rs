@@ -186,6 +186,8 @@ pub struct World {
     pub counters: Counters,
     /// Instances whose lists name what they should not, to be looked into.
     pub zombies_due: HashSet<(AgentId, InstanceId)>,
+    /// Of which instances somebody looks into the claims just now.
+    zombies_under_way: HashSet<(AgentId, InstanceId)>,
     /// Instances that got work and were never asked anything.
     pub greetings_due: VecDeque<(AgentId, InstanceId)>,
     /// Ended executions that were started again: their history has to be read.
@@ -227,6 +229,7 @@ impl World {
             troubles: HashMap::new(),
             counters: Counters::default(),
             zombies_due: HashSet::new(),
+            zombies_under_way: HashSet::new(),
             greetings_due: VecDeque::new(),
             histories_due: Vec::new(),
             system_seq: 0,

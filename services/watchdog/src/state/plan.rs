@@ -1,6 +1,8 @@
 //! What is to be looked at when, what is being worked on, and what came of it.
 
-use rollcall_core::{AgentId, ExecutionId, Timestamp, execution::Execution, wire::TerminateState};
+use rollcall_core::{
+    AgentId, ExecutionId, InstanceId, Timestamp, execution::Execution, wire::TerminateState,
+};
 
 use super::{Looks, TERMINATE_RETRY_MAX_MS, TERMINATE_RETRY_MIN_MS, Trouble, World};
 use crate::{
@@ -209,6 +211,23 @@ impl World {
         };
         let in_grace = self.in_grace.iter().filter(|(at, _)| at.plus_ms(grace) > now);
         in_grace.filter(|(at, id)| held(*at, id) && wanted(id)).count()
+    }
+
+    /// Takes instances whose claims are to be looked into, so many at the most; the others stay due. One that is looked into
+    /// just now is not taken again before that is done.
+    pub fn take_zombies(&mut self, most: usize) -> Vec<(AgentId, InstanceId)> {
+        let due = self.zombies_due.difference(&self.zombies_under_way).take(most);
+        let taken: Vec<_> = due.cloned().collect();
+        for instance in &taken {
+            self.zombies_due.remove(instance);
+            self.zombies_under_way.insert(instance.clone());
+        }
+        taken
+    }
+
+    /// Its claims were looked into.
+    pub fn zombies_done(&mut self, instance: &(AgentId, InstanceId)) {
+        self.zombies_under_way.remove(instance);
     }
 
     /// Forgets those whose grace is over.

@@ -8,10 +8,13 @@ use watchdog::zombie::{ClaimFacts, ClaimVerdict, Known, judge_claim, retry_pause
 use super::{LOOK_TIMEOUT_MS, TERMINATE_TIMEOUT_MS, Watchdog};
 use crate::agent::{Answer, Request};
 
+/// More than there are instances.
+const ERRANDS_MAX: usize = 64;
+
 impl Watchdog {
     pub(super) fn errands(self: &Rc<Self>) {
         let (zombies, greetings) = self.with(|world, _| {
-            let zombies: BTreeSet<_> = std::mem::take(&mut world.zombies_due).into_iter().collect();
+            let zombies: BTreeSet<_> = world.take_zombies(ERRANDS_MAX).into_iter().collect();
             let greetings: Vec<_> = world.greetings_due.drain(..).collect();
             (zombies, greetings)
         });
@@ -26,7 +29,10 @@ impl Watchdog {
         }
         for (agent, instance) in zombies {
             let this = Rc::clone(self);
-            self.spawn(async move { this.lay_to_rest(&agent, &instance).await });
+            self.spawn(async move {
+                this.lay_to_rest(&agent, &instance).await;
+                this.with(|world, _| world.zombies_done(&(agent, instance)));
+            });
         }
     }
 
