@@ -140,6 +140,9 @@ impl Shell {
         if let Some(by_ms) = canary.correction_ms {
             // It was sent at a time that was none.
             self.shift_clock(by_ms);
+        } else if is_overdue(canary.sent_at, self.clock.now()) {
+            // We stood still meanwhile: what it would prove may wait in buffers, or was lost there.
+            self.void(Void::Stalled);
         } else if canary.back {
             self.hear_all(beats);
             self.proven(canary);
@@ -239,4 +242,9 @@ impl Shell {
             self.rearm(index);
         }
     }
+}
+
+/// Whether a canary comes to hand later than its own timeout lets it: it was not the bus that took so long.
+fn is_overdue(sent_at: Timestamp, now: Timestamp) -> bool {
+    u128::from(now.since_ms(sent_at)) >= (CANARY_TIMEOUT + STALL_VOID / 2).as_millis()
 }

@@ -354,6 +354,26 @@ async fn a_canary_proves_no_silence_from_after_it_was_sent() {
 }
 
 #[tokio::test]
+async fn a_canary_that_comes_to_hand_after_a_standstill_proves_nothing() {
+    let mut bench = Bench::with_agent().await;
+    let heartbeats = bench.shell.reach.subjects.all_heartbeats();
+    let mut beats = bench.shell.reach.bus.subscribe(heartbeats).await.unwrap();
+    bench.shell.link_is(Link { connected: true, epoch: 1, changed_at: Instant::now() });
+    bench.shell.listen_up();
+    let first = bench.canary().await;
+    bench.shell.canary_ended(first, &mut beats);
+    bench.beat(0, &json!([]));
+    let canary = bench.canary().await;
+    // It was back in time, and nobody was there to see it. The tick that would tell comes after it.
+    bench.shell.clock.shift(5 * INTERVAL_MS.cast_signed());
+    bench.shell.canary_ended(canary, &mut beats);
+    assert!(!bench.shell.hearing.hears(), "what it would prove may have been lost in our own buffers");
+    assert!(bench.shell.hearing.proven_at < bench.shell.clock.now());
+    bench.shell.look_at(0, bench.shell.clock.now());
+    assert_eq!(bench.entry().live.beat.fails, 0);
+}
+
+#[tokio::test]
 async fn a_clock_of_another_prober_that_is_ahead_hides_no_silence() {
     let mut bench = Bench::with_agent().await;
     let ahead = bench.shell.clock.now().plus_ms(3_600_000);

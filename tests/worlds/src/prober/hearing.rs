@@ -9,7 +9,7 @@ use rollcall_core::{
 };
 
 use super::Prober;
-use crate::Defect;
+use crate::{Defect, stage::CANARY_TIMEOUT_MS};
 
 const CANARY_INTERVAL_MS: u64 = 5_000;
 const BLIND_INTERVAL_MS: u64 = 100;
@@ -97,6 +97,9 @@ impl Prober {
             if head.is_ok_and(|head| this.stage.corrects(this.me, &head, false)) {
                 // It was sent at a time that was none.
                 this.rebase(before);
+            } else if this.now().since_ms(sent_at) >= CANARY_TIMEOUT_MS + STALL_VOID_MS / 2 {
+                // It stood still meanwhile.
+                this.void(Void::Stalled);
             } else if back {
                 this.proven(epoch, sent_at);
             } else if this.hearing.borrow().sight.since().is_some() {
