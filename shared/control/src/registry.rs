@@ -18,7 +18,7 @@ use rollcall_core::{ExecutionId, agent::Agent, wire::Endpoint};
 use rollcall_service::Cidr;
 use serde::Deserialize;
 
-use crate::{Guard, Trust, is_ours, resolve};
+use crate::{Guard, Refusal, Trust, is_ours, resolve};
 
 /// Largest answer of a registry, in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -167,8 +167,7 @@ impl Registries {
             Trust::Operator => &self.of_operator,
         };
         let text = &control.endpoint.url;
-        let refused =
-            |reason: String| RegistryError::Refused { url: text.chars().take(200).collect(), reason };
+        let refused = |reason: String| refused(control, reason);
         let mut url = Url::parse(text).map_err(|error| refused(error.to_string()))?;
         guarded.check_url(&url).map_err(refused)?;
         url.path_segments_mut()
@@ -188,14 +187,14 @@ impl Registries {
         let (client, url) = self.prepare(control, &["api", "executions", "running"])?;
         let _place = self.places.acquire().await.map_err(|error| RegistryError::Ours(error.to_string()))?;
         let call = async {
-            let answer = client.get(url).send().await.map_err(|error| failed(&error))?;
+            let answer = client.get(url).send().await.map_err(|error| failed(control, &error))?;
             if !answer.status().is_success() {
                 return Err(RegistryError::Answer(answer.status().to_string()));
             }
             let mut body = Vec::new();
             let mut chunks = answer.bytes_stream();
             while let Some(chunk) = chunks.next().await {
-                body.extend_from_slice(&chunk.map_err(|error| failed(&error))?);
+                body.extend_from_slice(&chunk.map_err(|error| failed(control, &error))?);
                 if body.len() > ANSWER_BYTES_MAX {
                     return Err(RegistryError::Answer(format!("more than {ANSWER_BYTES_MAX} bytes")));
                 }
@@ -219,7 +218,8 @@ impl Registries {
     ) -> Result<(), RegistryError> {
         let (client, url) = self.prepare(control, &["api", "executions", execution.as_str(), "terminate"])?;
         let _place = self.places.acquire().await.map_err(|error| RegistryError::Ours(error.to_string()))?;
-        let answer = client.post(url).timeout(timeout).send().await.map_err(|error| failed(&error))?;
+        let answer =
+            client.post(url).timeout(timeout).send().await.map_err(|error| failed(control, &error))?;
         if answer.status().is_success() {
             return Ok(());
         }
@@ -227,11 +227,20 @@ impl Registries {
     }
 }
 
-/// A call that failed, by the innermost cause: too few file handles, or no network, are ours.
-fn failed(error: &(dyn Error + 'static)) -> RegistryError {
+/// Its URL may not be used.
+fn refused(control: &Control, reason: String) -> RegistryError {
+    RegistryError::Refused { url: control.endpoint.url.chars().take(200).collect(), reason }
+}
+
+/// A call that failed, by the innermost cause: too few file handles, or no network, are ours, and so is the guard that
+/// refuses what a name leads to.
+fn failed(control: &Control, error: &(dyn Error + 'static)) -> RegistryError {
     let mut innermost = error;
     while let Some(cause) = innermost.source() {
         innermost = cause;
+    }
+    if let Some(refusal) = innermost.downcast_ref::<Refusal>() {
+        return refused(control, refusal.to_string());
     }
     match innermost.downcast_ref::<io::Error>() {
         Some(io) if is_ours(io) => RegistryError::Ours(io.to_string()),

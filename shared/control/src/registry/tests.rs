@@ -64,7 +64,9 @@ async fn assert_refused(registries: &Registries, control: &Control, what: &str) 
     let asked = registries.running(control, PATIENCE).await.map(|_| ());
     let ended = registries.terminate(control, &execution, PATIENCE).await;
     for refused in [asked, ended] {
-        let error = refused.expect_err(what).to_string();
+        let error = refused.expect_err(what);
+        assert!(matches!(error, RegistryError::Refused { .. }), "{what}: {error:?}");
+        let error = error.to_string();
         assert!(error.contains("never allowed") || error.contains("ROLLCALL_ALLOW_CIDRS"), "{what}: {error}");
     }
 }
@@ -163,12 +165,13 @@ struct Wrapped(#[source] io::Error);
 
 #[test]
 fn our_own_limits_are_not_held_against_the_agent() {
+    let of = control("http://agent.test", Trust::Agent);
     for code in [24, 23, 105, 101, 99] {
-        let error = failed(&Wrapped(io::Error::from_raw_os_error(code)));
+        let error = failed(&of, &Wrapped(io::Error::from_raw_os_error(code)));
         assert!(matches!(error, RegistryError::Ours(_)), "{code}: {error}");
     }
     for code in [111, 104, 113, 110] {
-        let error = failed(&Wrapped(io::Error::from_raw_os_error(code)));
+        let error = failed(&of, &Wrapped(io::Error::from_raw_os_error(code)));
         assert!(matches!(error, RegistryError::Unreachable(_)), "{code}: {error}");
     }
 }
