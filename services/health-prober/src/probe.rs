@@ -222,11 +222,9 @@ fn blame(error: &std::io::Error, doing: &str) -> Found {
         return Found::Void(words);
     }
     match error.kind() {
-        // A packet filter, here or on the way, and a router that knows no way to that host say no at once: whoever is told
-        // "timeout" would look at the agent. Which of them it was is in the words.
-        Kind::ConnectionRefused | Kind::PermissionDenied | Kind::HostUnreachable => {
-            Found::bad(Cause::Refused, words)
-        }
+        // A packet filter on the way and a router that knows no way to that host say no at once: whoever is told "timeout"
+        // would look at the agent. Which of them it was is in the words.
+        Kind::ConnectionRefused | Kind::HostUnreachable => Found::bad(Cause::Refused, words),
         Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe | Kind::UnexpectedEof => {
             Found::bad(Cause::Reset, words)
         }

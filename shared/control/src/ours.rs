@@ -8,7 +8,9 @@ use std::{
 /// File handles that a resolver may hold at once.
 const RESOLVER_HANDLES: usize = 4;
 
-/// Our own limits and our own network say nothing about the other side.
+/// Our own limits, our own network and our own packet filter say nothing about the other side. EPERM and EACCES are said
+/// by this machine only (a firewall's rule for what goes out, seccomp, SELinux, a route that prohibits); what a filter on the
+/// way says is EHOSTUNREACH, and not ours.
 #[must_use]
 pub fn is_ours(error: &io::Error) -> bool {
     // EMFILE, ENFILE, ENOBUFS have no kind of their own.
@@ -19,6 +21,7 @@ pub fn is_ours(error: &io::Error) -> bool {
             ErrorKind::NetworkUnreachable
                 | ErrorKind::NetworkDown
                 | ErrorKind::AddrNotAvailable
+                | ErrorKind::PermissionDenied
                 | ErrorKind::OutOfMemory
         )
 }

@@ -139,10 +139,10 @@ async fn what_does_not_resolve_is_dns_and_what_we_could_not_ask_for_is_void() {
     }
 }
 
-/// Too few file handles, or no network: whatever the kind, that is no evidence.
+/// Too few file handles, no network, or a filter of this machine (EPERM, EACCES): whatever the kind, that is no evidence.
 #[tokio::test]
 async fn our_own_limits_are_not_held_against_the_agent() {
-    for code in [24, 23, 105, 101, 99] {
+    for code in [24, 23, 105, 101, 99, 1, 13] {
         let error = std::io::Error::from_raw_os_error(code);
         assert!(matches!(blame(&error, "connect"), Found::Void(_)), "{error}");
     }
@@ -155,19 +155,17 @@ async fn our_own_limits_are_not_held_against_the_agent() {
     assert!(matches!(found, Found::Void(_)), "{found:?}");
 }
 
-/// A packet filter that forbids it (EPERM, EACCES) and a router that knows no way (EHOSTUNREACH) answer at once: nobody
-/// has waited in vain. Which it was is said in words.
+/// A packet filter on the way that forbids it and a router that knows no way (EHOSTUNREACH) answer at once: nobody has
+/// waited in vain. Which it was is said in words.
 #[test]
-fn what_a_filter_or_a_router_turns_away_is_refused_and_says_by_what() {
-    for code in [1, 13, 113] {
-        let error = std::io::Error::from_raw_os_error(code);
-        match blame(&error, "connect to 10.0.0.7:80") {
-            Found::Bad(Cause::Refused, words) => {
-                assert_eq!(words, format!("connect to 10.0.0.7:80: {error}"));
-                assert!(words.contains(&format!("(os error {code})")), "{words}");
-            }
-            other => panic!("{error}: {other:?}"),
+fn what_a_filter_or_a_router_on_the_way_turns_away_is_refused_and_says_by_what() {
+    let error = std::io::Error::from_raw_os_error(113);
+    match blame(&error, "connect to 10.0.0.7:80") {
+        Found::Bad(Cause::Refused, words) => {
+            assert_eq!(words, format!("connect to 10.0.0.7:80: {error}"));
+            assert!(words.contains("(os error 113)"), "{words}");
         }
+        other => panic!("{error}: {other:?}"),
     }
 }
 

@@ -166,7 +166,7 @@ struct Wrapped(#[source] io::Error);
 #[test]
 fn our_own_limits_are_not_held_against_the_agent() {
     let of = control("http://agent.test", Trust::Agent);
-    for code in [24, 23, 105, 101, 99] {
+    for code in [24, 23, 105, 101, 99, 1, 13] {
         let error = failed(&of, &Wrapped(io::Error::from_raw_os_error(code)));
         assert!(matches!(error, RegistryError::Ours(_)), "{code}: {error}");
     }
