@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use rollcall_core::agent::{Agent, Status};
 use rollcall_core::event::AgentEvent;
 use rollcall_core::gaps::Gaps;
-use rollcall_core::wire::InFlight;
+use rollcall_core::wire::{Endpoint, InFlight};
 use rollcall_core::{AgentId, Timestamp};
 use serde::Deserialize as _;
 
@@ -83,6 +83,8 @@ impl Known {
         {
             // One text instead of two: there may be a million of them.
             profile.agent_id.clone_from(&self.agent.id);
+            // From before such were refused: whatever is said of it is said to everybody.
+            profile.probe.iter_mut().chain(&mut profile.control).for_each(Endpoint::hide_userinfo);
         }
         self.note_drain(event);
         match event {

@@ -91,6 +91,9 @@ impl Guarded {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(format!("scheme {:?} is not http or https", url.scheme()));
         }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("it carries a user or password".to_owned());
+        }
         // Literals bypass the resolver, so they are checked here; names are checked when they are resolved.
         let host = url.host_str().ok_or("it names no host")?;
         match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
@@ -229,7 +232,7 @@ impl Registries {
 
 /// Its URL may not be used.
 fn refused(control: &Control, reason: String) -> RegistryError {
-    RegistryError::Refused { url: control.endpoint.url.chars().take(200).collect(), reason }
+    RegistryError::Refused { url: control.endpoint.shown_url(200), reason }
 }
 
 /// A call that failed, by the innermost cause: too few file handles, or no network, are ours, and so is the guard that

@@ -1,11 +1,13 @@
 //! The shapes that travel: heartbeats, reports, requests to agents, and the API.
 
 mod api;
+mod endpoint;
 mod heartbeat;
 mod report;
 mod requests;
 
 pub use api::*;
+pub use endpoint::*;
 pub use heartbeat::*;
 pub use report::*;
 pub use requests::*;

@@ -123,6 +123,12 @@ pub fn parse(text: &str) -> Result<FileRead, String> {
 
 fn agent(row: &mut Table) -> Result<FileAgent, String> {
     let missing = |name: &str| format!("{name} is missing");
+    for name in ["probe", "control"] {
+        // Not the parser's words: they would repeat a URL that stands there by itself.
+        if row.get(name).is_some_and(|endpoint| !endpoint.is_table()) {
+            return Err(format!("{name}: it is no table of kind and url"));
+        }
+    }
     let agent = FileAgent {
         agent_id: take(row, "agent_id")?.ok_or_else(|| missing("agent_id"))?,
         capacity: take(row, "capacity")?.ok_or_else(|| missing("capacity"))?,
@@ -146,6 +152,7 @@ fn agent(row: &mut Table) -> Result<FileAgent, String> {
         return Err("neither probe nor control, nothing could be known of it".to_owned());
     }
     if let Some(control) = &agent.control {
+        control.check_control().map_err(|why| format!("control: {why}"))?;
         if !control.is_driven() {
             return Err(format!("control: kind {:?}, only {CONTROL_KIND} is driven", control.kind));
         }
@@ -155,6 +162,7 @@ fn agent(row: &mut Table) -> Result<FileAgent, String> {
         probe::check_url(control).map_err(|why| format!("control: {why}"))?;
     }
     if let Some(probe) = &agent.probe {
+        probe.check().map_err(|why| format!("probe: {why}"))?;
         let kind = probe.kind.as_str();
         if kind != STDIO_KIND && !PROBE_KINDS.contains(&kind) {
             return Err(format!("probe: kind {kind:?}, not one of {}, {STDIO_KIND}", PROBE_KINDS.join(", ")));
@@ -260,6 +268,27 @@ mod tests {
         assert_eq!(nobody.aside[0].agent_id, None);
         assert!(nobody.aside[0].why.starts_with("row 1 (line 1): agent_id: "), "{}", nobody.aside[0].why);
         assert_eq!(parse("agents = [7]").unwrap().aside[0].why, "row 1 (line 1): it is no table");
+    }
+
+    #[test]
+    fn a_row_with_a_user_or_password_is_set_aside_and_they_are_not_repeated() {
+        for (bad, names) in [
+            ("control = { kind = \"http\", url = \"http://u:hunter2@h/\" }", "control: its url carries"),
+            (
+                "control = { kind = \"http\", url = \"http://h/?key=hunter2\" }",
+                "control: its url has a query",
+            ),
+            ("control = { kind = \"http\", url = \"http://h/#hunter2\" }", "control: its url has a query"),
+            ("control = \"http://u:hunter2@h/\"", "control: it is no table"),
+            ("probe = { kind = \"http\", url = \"http://u:hunter2@not a host/\" }", "probe: its url carries"),
+            ("probe = { kind = \"tcp\", url = \"u:hunter2@h:1\" }", "probe: its url carries"),
+            ("probe = { kind = \"nats\", url = \"nats://u:hunter2@h:1\" }", "probe: its url carries"),
+            ("probe = \"http://u:hunter2@h/\"", "probe: it is no table"),
+        ] {
+            let read = parse(&row("b", bad)).unwrap();
+            let [aside] = &read.aside[..] else { panic!("{bad}: {read:?}") };
+            assert!(aside.why.contains(names) && !aside.why.contains("hunter2"), "{}", aside.why);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::tls::Inside;
 use super::{Checked, Found, Prober, blame, within};
 use crate::detector::Cause;
 use rollcall_control::Trust;
+use rollcall_core::wire::shown_url;
 
 /// Addresses of one name that are tried before it is given up.
 const ADDRESSES_MAX: usize = 4;
@@ -33,7 +34,7 @@ pub(super) struct Place {
 /// Reads a URL with one of these schemes: (name, default port, TLS).
 pub(super) fn place(url: &str, schemes: &[(&str, u16, bool)]) -> Result<(Url, Place), Found> {
     let skip = |why: &str| {
-        let shown: String = url.chars().take(100).collect();
+        let shown = shown_url(url, 100);
         Found::Skipped(format!("its url {shown:?} {why}"))
     };
     let parsed = Url::parse(url).map_err(|error| skip(&format!("can't be read: {error}")))?;

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use rollcall_core::ids::is_valid_id;
 use rollcall_core::subject::AgentVerb;
-use rollcall_core::wire::PingReply;
+use rollcall_core::wire::{PingReply, shown_url};
 use rollcall_nats::RequestError;
 
 use super::{Found, LATE_MAX, Prober, Target};
@@ -24,7 +24,7 @@ pub(super) async fn probe(prober: &Prober, target: &Target) -> Found {
     } else if is_valid_id(name) {
         format!("$SRV.PING.{name}")
     } else {
-        let shown: String = name.chars().take(80).collect();
+        let shown = shown_url(name, 80);
         return Found::Skipped(format!("{shown:?} is no name of a service"));
     };
     // The probe's own timeout is due before: if this one is noticed first, both are late.

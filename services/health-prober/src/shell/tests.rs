@@ -453,3 +453,18 @@ async fn a_quarantine_that_can_not_be_lifted_yet_keeps_no_timer_busy() {
     let due = bench.entry().known.release_due();
     assert_eq!(bench.entry().work.armed, Some(due));
 }
+
+/// In a log from before they were refused when they were read.
+#[tokio::test]
+async fn a_user_or_password_of_the_log_is_in_no_view_and_no_probe() {
+    let mut bench = Bench::with_agent().await;
+    let at = json!({ "kind": "http", "url": "http://u:hunter2@10.0.0.7/" });
+    let profile = json!({ "agent_id": AGENT, "instance_id": "i1", "capacity": 2, "pool": "default",
+        "interval_ms": INTERVAL_MS, "labels": {}, "probe": at, "control": at });
+    bench.fold("updated", bench.now, &profile);
+    let (policy, now) = (bench.shell.policy.clone(), bench.now);
+    let view = serde_json::to_string(&crate::view::AgentView::new(bench.entry(), &policy, now)).unwrap();
+    assert!(view.contains("http://***@10.0.0.7/") && !view.contains("hunter2"), "{view}");
+    let probe = bench.entry().live.probe.as_deref().map(|seen| seen.endpoint.url.clone());
+    assert_eq!(probe.as_deref(), Some("http://***@10.0.0.7/"));
+}

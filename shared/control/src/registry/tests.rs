@@ -105,6 +105,22 @@ async fn literals_are_checked_however_they_are_written() {
     assert_refused(&registries, &control("http://[::ffff:10.0.0.1]", Trust::Operator), "mapped").await;
 }
 
+/// In a log from before such were refused when they were read.
+#[tokio::test]
+async fn a_user_or_password_is_neither_sent_nor_shown() {
+    let server = Server::empty("127.0.0.1").await;
+    let registries = Registries::new(&["127.0.0.0/8".parse().unwrap()]);
+    for trust in [Trust::Agent, Trust::Operator] {
+        for user in ["u:hunter2", "hunter2", ":hunter2"] {
+            let control = control(&format!("http://{user}@{}", server.address), trust);
+            let error = registries.running(&control, PATIENCE).await.expect_err(user);
+            assert!(matches!(error, RegistryError::Refused { .. }), "{error:?}");
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+        }
+    }
+    assert_eq!(server.connections(), 0);
+}
+
 #[tokio::test]
 async fn names_are_checked_by_all_that_they_lead_to() {
     let server = Server::empty("127.0.0.1").await;

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{CAPACITY_MAX, DURATION_MS_MAX, HEARTBEAT_BYTES_MAX, INTERVAL_MS, read_object};
+use super::{CAPACITY_MAX, DURATION_MS_MAX, Endpoint, HEARTBEAT_BYTES_MAX, INTERVAL_MS, read_object};
 use crate::{
     ids::{ExecutionId, InstanceId, InvalidId, Pool, is_valid_id},
     time::Timestamp,
@@ -106,27 +106,6 @@ pub struct Heartbeat<'a> {
     pub sent_at: Option<Timestamp>,
 }
 
-/// Where an agent can be probed or driven.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Endpoint {
-    /// `http`, `tcp`, `nats`, `acp`, `a2a`, `mcp`, `grpc`.
-    pub kind: String,
-    /// Where.
-    #[serde(default, deserialize_with = "super::null_is_default")]
-    pub url: String,
-}
-
-/// The only kind of control endpoint that anybody is driven at.
-pub const CONTROL_KIND: &str = "http";
-
-impl Endpoint {
-    /// Whether an agent is driven there, if it is its control endpoint.
-    #[must_use]
-    pub fn is_driven(&self) -> bool {
-        self.kind == CONTROL_KIND
-    }
-}
-
 /// The parts of a heartbeat that are compared by their bytes and parsed only when they differ.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Extras {
@@ -205,11 +184,26 @@ impl<'a> Heartbeat<'a> {
                 |raw| serde_json::from_str(raw.get()).map_err(|e| ApiError::bad_json(name, &e)),
             )
         }
-        Ok(Extras {
+        fn endpoint(name: &str, raw: Option<&RawValue>) -> Result<Option<Endpoint>, ApiError> {
+            // Not the parser's words: they would repeat a URL that stands there by itself.
+            if raw.is_some_and(|raw| !raw.get().starts_with(['{', 'n'])) {
+                return Err(ApiError::bad_request(format!("{name}: not a JSON object")));
+            }
+            part(name, raw)
+        }
+        let extras = Extras {
             labels: part("labels", self.labels)?,
-            probe: part("probe", self.probe)?,
-            control: part("control", self.control)?,
-        })
+            probe: endpoint("probe", self.probe)?,
+            control: endpoint("control", self.control)?,
+        };
+        let refused = |name: &str, why: &str| ApiError::bad_request(format!("{name}: {why}"));
+        extras.probe.as_ref().map_or(Ok(()), Endpoint::check).map_err(|why| refused("probe", why))?;
+        extras
+            .control
+            .as_ref()
+            .map_or(Ok(()), Endpoint::check_control)
+            .map_err(|why| refused("control", why))?;
+        Ok(extras)
     }
 }
 
@@ -242,6 +236,28 @@ pub struct OwnedClaim {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_it_is_probed_or_driven_names_no_user_and_the_refusal_does_not_either() {
+        let extras = |more: &str| {
+            let bytes = format!(
+                r#"{{"instance_id":"i","seq":1,"state":"ready","capacity":1,"executions":[],{more}}}"#
+            );
+            Heartbeat::read("a", bytes.as_bytes()).unwrap().extras()
+        };
+        for (more, says) in [
+            (r#""probe":{"kind":"http","url":"http://u:hunter2@h/"}"#, "probe: its url carries"),
+            (r#""control":{"kind":"http","url":"http://u:hunter2@h/"}"#, "control: its url carries"),
+            (r#""control":{"kind":"http","url":"http://h/?key=hunter2"}"#, "control: its url has a query"),
+            (r#""probe":"http://u:hunter2@h/""#, "probe: not a JSON object"),
+            (r#""control": "http://u:hunter2@h/""#, "control: not a JSON object"),
+        ] {
+            let error = extras(more).expect_err(more).to_string();
+            assert!(error.contains(says) && !error.contains("hunter2"), "{error}");
+        }
+        let good = extras(r#""probe":null,"control":{"kind":"http","url":"http://h/x"}"#).unwrap();
+        assert_eq!((good.probe, good.control.unwrap().url.as_str()), (None, "http://h/x"));
+    }
 
     #[test]
     fn the_smallest_heartbeat_is_enough_and_unknown_fields_are_ignored() {
