@@ -119,13 +119,17 @@ async fn look_since(shared: &Shared, agent: &AgentId, instance: &InstanceId, not
 async fn ping(shared: &Shared, agent: &AgentId, instance: &InstanceId, refused: String) -> Answer {
     let subject = shared.subjects.agent_request(agent, instance, AgentVerb::Ping);
     match shared.bus.request(subject, Bytes::from_static(b"{}"), LOOK_TIMEOUT).await {
-        Ok(_) | Err(RequestError::Disconnected) => Answer::Void,
+        Ok(_) => {
+            answered(shared, agent, instance);
+            Answer::Void
+        }
+        Err(RequestError::Disconnected) => Answer::Void,
         Err(RequestError::NoResponders) => Answer::NoResponders,
         Err(error) => Answer::None(format!("{refused}; ping: {error}")),
     }
 }
 
-/// From now on "no responders" of this instance means something.
+/// From now on "no responders" of this instance means something: it listens on NATS, which no answer over HTTP shows.
 fn answered(shared: &Shared, agent: &AgentId, instance: &InstanceId) {
     shared.with(|world, _| {
         if let Some(claims) =

@@ -178,7 +178,6 @@ impl World {
                 }
                 // Asked whenever somebody wants to know: lists that come at once after another are no second word.
                 claims.spacing_ms = (interval_ms / 2).min(REGISTRY_SPACING_MAX_MS);
-                claims.answered = true;
             }
             self.compare(agent.as_str(), at, &list, now);
         }

@@ -152,6 +152,30 @@ fn who_beats_is_silent_by_its_own_interval_whatever_its_registry_answered_last()
     assert_eq!(after, LIMITS.lost_after_ms.max(silent_ms(LIMITS.interval_ms)));
 }
 
+/// Its registry answered, over HTTP. That it listens on NATS nobody knows by that.
+#[test]
+fn no_responders_is_no_word_about_who_only_its_registry_answered_for() {
+    for (answered, shortest_ms) in [(false, silent_ms(LIMITS.interval_ms)), (true, 0)] {
+        let mut sim = Sim::driven(Begun::Started, HOUR, None);
+        for progress in 0..4 {
+            sim.advance(900);
+            sim.beat(true, progress);
+            sim.registry(&["x"]);
+        }
+        if answered {
+            sim.world.agents.get_mut(&agent()).unwrap().claims_mut("i-1").unwrap().answered = true;
+        }
+        sim.truth = Truth::Nobody;
+        let last = sim.now;
+        sim.supersede();
+        sim.advance(10 * CYCLE_MS);
+        assert_eq!(sim.recovered.len(), 1);
+        let after = sim.recovered[0].2.since_ms(last);
+        assert!(after >= shortest_ms, "after {after} ms");
+        assert_eq!(after < silent_ms(LIMITS.interval_ms), answered, "after {after} ms");
+    }
+}
+
 #[test]
 fn who_never_beats_is_silent_by_the_cycles_that_ask_its_registry() {
     let mut sim = Sim::of_file(Begun::Granted, HOUR, None);

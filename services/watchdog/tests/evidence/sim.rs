@@ -52,6 +52,8 @@ pub enum Truth {
     Empty,
     /// The server knows of nobody there.
     Away,
+    /// Our guard refuses the URL of its registry, and the server knows of nobody who could be pinged instead.
+    Nobody,
     /// Nothing comes back.
     Mute,
     /// It can't be asked: our guard refuses its URL, or it is our own network.
@@ -432,7 +434,7 @@ impl Sim {
                                 let word_ms = facts.channel.word_ms();
                                 Edge::ListsNot { times: self.world.note_empty_answer(&id, word_ms, self.now) }
                             }
-                            Truth::Away => Edge::NoResponders,
+                            Truth::Away | Truth::Nobody => Edge::NoResponders,
                             Truth::Mute => Edge::NoAnswer,
                             Truth::Void => Edge::Void,
                         };
