@@ -139,6 +139,7 @@ impl Shell {
                 entry.work.queued = false;
             }
             self.reconcile(index);
+            self.rearm(index);
         }
     }
 

@@ -454,6 +454,36 @@ async fn a_quarantine_that_can_not_be_lifted_yet_keeps_no_timer_busy() {
     assert_eq!(bench.entry().work.armed, Some(due));
 }
 
+#[tokio::test]
+async fn what_is_overdue_and_can_not_be_done_keeps_no_timer_busy() {
+    // The deadline of its drain has passed, and its instance does not count any more.
+    let mut bench = Bench::with_agent().await;
+    let (now, past) = (bench.now, Timestamp::from_millis(bench.now.as_millis() - MINUTE_MS));
+    let drain = json!({ "agent_id": AGENT, "instance_id": "i1", "previous": "connected", "reason": "test",
+        "since": past, "evidence": {}, "by": "operator", "deadline": past });
+    bench.fold("draining", now, &drain);
+    let due = |bench: &Bench| bench.shell.fleet.get(0).and_then(|entry| bench.shell.due(entry, now));
+    assert_eq!(due(&bench), Some(past), "its instance is told");
+    bench.shell.enforce_deadlines(0, now);
+    assert!(due(&bench).is_some_and(|at| at > now), "it was");
+    bench.entry().work.partings = None;
+    let superseded = json!({ "agent_id": AGENT, "instance_id": "i1", "by_instance_id": "i2" });
+    bench.fold("superseded", now, &superseded);
+    assert!(due(&bench).is_some_and(|at| at > now), "{:?} at {now:?}", due(&bench));
+    // The log did not take the end of its quarantine, or has it under way.
+    let mut bench = quarantined(11 * MINUTE_MS).await;
+    let gone = json!({ "agent_id": AGENT, "instance_id": "i1", "previous": "connected", "reason": "test",
+        "since": now, "evidence": {}, "by": "instance" });
+    bench.fold("gone", now, &gone);
+    bench.shell.losses_read = true;
+    assert_eq!(due(&bench), Some(bench.entry().known.release_due()));
+    bench.entry().work.retry_at = Some(now.plus_ms(5000));
+    assert_eq!(due(&bench), Some(now.plus_ms(5000)));
+    bench.entry().work.retry_at = None;
+    bench.entry().work.busy = true;
+    assert_eq!(due(&bench), None);
+}
+
 /// In a log from before they were refused when they were read.
 #[tokio::test]
 async fn a_user_or_password_of_the_log_is_in_no_view_and_no_probe() {

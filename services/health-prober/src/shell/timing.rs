@@ -236,7 +236,9 @@ impl Shell {
         }
     }
 
-    fn due(&self, entry: &Entry, now: Timestamp) -> Option<Timestamp> {
+    /// The next moment at which something can be done about an agent. What is overdue and can't be done is not due: its timer
+    /// would go off again and again.
+    pub(super) fn due(&self, entry: &Entry, now: Timestamp) -> Option<Timestamp> {
         let (known, live) = (&entry.known, &entry.live);
         let agent = &known.agent;
         let mut due: Vec<Timestamp> = Vec::with_capacity(8);
@@ -245,14 +247,15 @@ impl Shell {
             if known.beats() {
                 due.push(self.silence_due(entry, now));
             }
-            if let Some(deadline) = agent.operator_drain.as_ref().and_then(|drain| drain.deadline) {
-                let told = entry
-                    .work
-                    .partings
-                    .as_deref()
-                    .and_then(|said| said.drain)
-                    .map(|(_, at)| at.plus_ms(DRAIN_AGAIN_MS));
-                due.push(deadline.max(told.unwrap_or_default()));
+            let drained =
+                agent.operator_drain.as_ref().and_then(|drain| Some((drain.since, drain.deadline?)));
+            // Nobody is told who does not count any more.
+            if let Some((since, deadline)) =
+                drained.filter(|_| agent.instance_id.is_some() && !known.current_is_past())
+            {
+                let told = entry.work.partings.as_deref().and_then(|said| said.drain);
+                let again = told.filter(|(of, _)| *of == since).map(|(_, at)| at.plus_ms(DRAIN_AGAIN_MS));
+                due.push(deadline.max(again.unwrap_or_default()));
             }
             due.extend(known.forget_due(self.policy.forget_after_ms).filter(|at| *at > now));
             if let Some(timeout) = self.policy.activity_timeout_ms.filter(|_| live.measured) {
@@ -266,8 +269,10 @@ impl Shell {
         if agent.flapping {
             due.extend(known.steady_due().filter(|at| *at > now));
         }
-        if agent.quarantined.is_some() && self.losses_read {
-            due.push(known.release_due());
+        // What is on its way into the log, or waits for room, is looked at again when it is there.
+        let can_append = !entry.work.busy && !entry.work.queued;
+        if agent.quarantined.is_some() && self.losses_read && can_append {
+            due.push(known.release_due().max(entry.work.retry_at.unwrap_or_default()));
         }
         due.into_iter().min()
     }
