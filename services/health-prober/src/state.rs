@@ -58,6 +58,8 @@ struct Troubles {
     drain_in_flight: Option<InFlight>,
     /// Its current instance was called gone by somebody else than itself.
     dismissed: bool,
+    /// It does not beat, and was well by the probe that its profile names: somebody answered there.
+    probe_answered: bool,
 }
 
 impl Known {
@@ -77,6 +79,7 @@ impl Known {
             return false;
         }
         let before = self.agent.status;
+        self.note_probe(event);
         self.agent.evolve(seq, event, time);
         if let (AgentEvent::Registered(_) | AgentEvent::Updated(_), Some(profile)) =
             (event, &mut self.agent.profile)
@@ -132,6 +135,30 @@ impl Known {
             | AgentEvent::Settled(_) => {}
         }
         true
+    }
+
+    /// Whether the probe that its profile names is what made it well. Who beats may be well by its heartbeats alone.
+    fn note_probe(&mut self, event: &AgentEvent) {
+        let answered = match event {
+            AgentEvent::Registered(_) => false,
+            AgentEvent::Updated(profile) => {
+                let probe = self.agent.profile.as_ref().and_then(|profile| profile.probe.as_ref());
+                self.probe_answered() && probe == profile.probe.as_ref()
+            }
+            AgentEvent::Connected(change) | AgentEvent::Degraded(change) if change.by.is_none() => {
+                !self.beats()
+            }
+            _ => return,
+        };
+        if answered != self.probe_answered() {
+            self.troubles().probe_answered = answered;
+        }
+    }
+
+    /// It does not beat, and was well by the probe that its profile names.
+    #[must_use]
+    pub fn probe_answered(&self) -> bool {
+        self.troubles.as_deref().is_some_and(|troubles| troubles.probe_answered)
     }
 
     /// A drain of an operator holds until the next one, or until it is ended.

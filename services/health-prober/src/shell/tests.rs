@@ -454,6 +454,45 @@ async fn a_quarantine_that_can_not_be_lifted_yet_keeps_no_timer_busy() {
     assert_eq!(bench.entry().work.armed, Some(due));
 }
 
+/// What the probe of one of the agents file, as its log has it, is said to mean when it finds nobody there.
+fn finds_nobody(bench: &mut Bench) -> String {
+    let generation = bench.entry().live.probe.as_deref().unwrap().generation;
+    let found = Found::Bad(Cause::NoResponders, "nobody".to_owned());
+    bench.shell.probed(Report { index: 0, generation, found, took: Duration::ZERO });
+    bench.entry().live.probe.as_deref().unwrap().result.clone()
+}
+
+#[tokio::test]
+async fn who_answered_another_kind_of_probe_has_not_answered_on_the_bus() {
+    let never = "void: no_responders: it never answered there";
+    let mut bench = Bench::open().await;
+    let profile = |kind: &str, url: &str, capacity: u32| {
+        json!({ "agent_id": AGENT, "instance_id": "file-1", "capacity": capacity, "pool": "default", "labels": {},
+            "probe": { "kind": kind, "url": url } })
+    };
+    let now = bench.now;
+    let well = |reason: &str, by: Option<&str>| {
+        json!({ "agent_id": AGENT, "instance_id": "file-1", "previous": null, "reason": reason, "since": now,
+            "evidence": {}, "by": by })
+    };
+    bench.fold("registered", now, &profile("http", "http://10.0.0.7/", 1));
+    bench.fold("connected", now, &well("probed", None));
+    bench.fold("updated", now, &profile("nats", "legacy", 1));
+    assert_eq!(finds_nobody(&mut bench), never, "that was over http");
+    bench.fold("connected", now, &well("undrained", Some("operator")));
+    bench.entry().live.probe = None;
+    bench.shell.sync_probe(0);
+    assert_eq!(finds_nobody(&mut bench), never, "an operator's word is no answer");
+    // It is well by this probe, and whoever takes over knows that by the log, also after another change of its row.
+    bench.fold("connected", now, &well("probed", None));
+    bench.fold("updated", now, &profile("nats", "legacy", 2));
+    bench.entry().live.probe = None;
+    bench.shell.sync_probe(0);
+    assert_eq!(finds_nobody(&mut bench), "void: no_responders: nobody", "it may be connecting again");
+    bench.fold("updated", now, &profile("nats", "another", 2));
+    assert_eq!(finds_nobody(&mut bench), never, "that is another subject");
+}
+
 #[tokio::test]
 async fn what_is_overdue_and_can_not_be_done_keeps_no_timer_busy() {
     // The deadline of its drain has passed, and its instance does not count any more.

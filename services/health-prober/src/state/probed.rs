@@ -27,11 +27,11 @@ pub enum Nobody {
 }
 
 impl Listening {
-    /// As the log knows it. Who does not beat has got its status from its probe alone: then it answered once.
+    /// As the log knows it: it answered once where it is probed now if it does not beat and was well by that very probe.
+    /// That it was well by another probe, before its row was changed, says nothing about this one.
     #[must_use]
     pub fn of(known: &Known) -> Self {
-        let judged = known.agent.status.is_some() && !known.is_fresh();
-        Self { answered: judged && !known.beats(), nobody_since: None }
+        Self { answered: known.probe_answered(), nobody_since: None }
     }
 
     /// It answered.
