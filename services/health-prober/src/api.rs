@@ -199,13 +199,9 @@ impl Verbs {
 /// The reason that an agent is told: one of the contract's names (PROTOCOL.md 3) as it is, anything else is an operator's
 /// own words, which are for people.
 fn named(reason: &str) -> GoodbyeReason {
-    match reason {
-        "superseded" => GoodbyeReason::Superseded,
-        "activity_timeout" => GoodbyeReason::ActivityTimeout,
-        "drain" => GoodbyeReason::Drain,
-        "restart" => GoodbyeReason::Restart,
-        _ => GoodbyeReason::Operator,
-    }
+    GoodbyeReason::named(reason)
+        .filter(|named| *named != GoodbyeReason::Unknown)
+        .unwrap_or(GoodbyeReason::Operator)
 }
 
 fn check(verb: &str, asked: &AgentRequest) -> Result<(), ApiError> {
