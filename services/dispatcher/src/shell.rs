@@ -233,7 +233,8 @@ impl Dispatcher {
         for id in agents {
             self.apply_agent(&id).await;
         }
-        self.take_up(0);
+        // What is younger, a living replica may be asking at this moment; the quick audit takes it up when it is due.
+        self.take_up(self.take_up_after_ms());
         self.ready.store(true, Ordering::Release);
         Ok(())
     }

@@ -182,7 +182,7 @@ impl Dispatcher {
         for agent in agents.into_iter().collect::<BTreeSet<_>>() {
             self.apply_agent(&agent).await;
         }
-        self.take_up_older_than(0);
+        self.take_up_older_than(TAKE_UP_AFTER_MS);
     }
 
     /// What its dispatcher may have left when it died.

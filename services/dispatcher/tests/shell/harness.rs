@@ -7,7 +7,10 @@ use rollcall_capacity::testing::RedisServer;
 use rollcall_core::{
     AgentId, Clock as _, ExecutionId, InstanceId, Pool, Timestamp,
     agent::Status,
-    event::{AgentEvent, Event, EventBody, ExecutionEvent, PayloadRef, Profile, StatusChanged, Submitted},
+    event::{
+        AgentEvent, Dispatched, Event, EventBody, ExecutionEvent, PayloadRef, Profile, StatusChanged,
+        Submitted,
+    },
     subject::Subjects,
     time::SystemClock,
     wire::{Delivery, OnLoss},
@@ -70,11 +73,17 @@ impl Fleet {
 
     /// What a dispatcher gets.
     pub fn context(&self) -> Context {
-        let environment = [
+        self.context_with(&[])
+    }
+
+    /// The same, with these settings as well.
+    pub fn context_with(&self, more: &[(&str, &str)]) -> Context {
+        let mut environment = vec![
             ("ROLLCALL_NATS_URL", self.nats.url()),
             ("ROLLCALL_REDIS_URL", self.redis.url()),
             ("ROLLCALL_AUDIT_INTERVAL_MS", NEVER_MS.to_owned()),
         ];
+        environment.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let environment =
             environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
         let settings = Settings::load_from("dispatcher", environment).unwrap().settings;
@@ -145,6 +154,26 @@ impl Fleet {
 
     /// What another dispatcher writes of external work that it takes in for this agent.
     pub async fn submitted(&self, execution: &str, agent: &AgentId) {
+        self.submitted_as(execution, agent, Delivery::External).await;
+    }
+
+    /// What another dispatcher writes of work that it gives to this agent.
+    pub async fn dispatched(&self, execution: &str, agent: &AgentId, instance: &str) {
+        self.submitted_as(execution, agent, Delivery::Push).await;
+        let id = ExecutionId::new(execution).unwrap();
+        let dispatched = Dispatched {
+            execution_id: id.clone(),
+            attempt: 1,
+            agent_id: agent.clone(),
+            instance_id: InstanceId::new(instance).unwrap(),
+            deadline: wall().plus_ms(3_600_000),
+            timeout_ms: 3_600_000,
+        };
+        let event = ExecutionEvent::from(dispatched);
+        self.append(self.subjects.execution_event(&id), execution, event.into()).await;
+    }
+
+    async fn submitted_as(&self, execution: &str, agent: &AgentId, delivery: Delivery) {
         let id = ExecutionId::new(execution).unwrap();
         let request = Submitted {
             execution_id: id.clone(),
@@ -159,7 +188,7 @@ impl Fleet {
             max_attempts: 3,
             stall_timeout_ms: None,
             lost_after_ms: None,
-            delivery: Delivery::External,
+            delivery,
             labels: BTreeMap::new(),
             request_sha256: "0".repeat(64),
         };

@@ -9,3 +9,4 @@ mod clock;
 mod harness;
 mod reports;
 mod submissions;
+mod takeover;
