@@ -6,7 +6,9 @@ use rollcall_capacity::{AgentSetting, Hold, Load, Place, Priority, Queue};
 use rollcall_core::{
     AgentId, ExecutionId, Pool, Timestamp,
     agent::{Agent, Status},
-    execution::{Attempt, Execution, State},
+    event::ExecutionEvent,
+    execution::{Attempt, Execution, Refusal, ReportFacts, State},
+    wire::{ErrorBody, Outcome},
 };
 
 use crate::state::{Change, Projection};
@@ -126,15 +128,48 @@ pub fn closed(agent: &Agent) -> Option<&'static str> {
     }
 }
 
-/// Whether an execution is still in the very dispatch that `held` was: put back by somebody else it may have been dispatched
-/// again, elsewhere and as the same attempt, and what one agent says is nothing about another.
+/// Whether an execution is still in the very dispatch that `held` was, and its agent has not answered: put back by somebody
+/// else it may have been dispatched again, elsewhere and as the same attempt, and what one agent says is nothing about another.
 #[must_use]
 pub fn is_in_dispatch(execution: &Execution, held: &Attempt) -> bool {
+    execution.state == State::Dispatching && is_of_dispatch(execution, held)
+}
+
+/// Whether what an execution does now came of the very dispatch that `held` was, whatever its state.
+#[must_use]
+pub fn is_of_dispatch(execution: &Execution, held: &Attempt) -> bool {
     let same = |now: &Attempt| {
         (now.number, now.dispatched_at) == (held.number, held.dispatched_at)
             && (&now.agent_id, &now.instance_id) == (&held.agent_id, &held.instance_id)
     };
-    execution.state == State::Dispatching && execution.current().is_some_and(same)
+    execution.holder().is_some_and(same)
+}
+
+/// The event of a dispatch that its agent accepted, if the execution still is in that one.
+pub fn accepted(execution: &Execution, held: &Attempt) -> Result<ExecutionEvent, Refusal> {
+    if is_of_dispatch(execution, held) {
+        execution.start(held.number)
+    } else {
+        Err(Refusal::State(execution.state.as_str()))
+    }
+}
+
+/// The event of a dispatch that its agent can never do, if the execution still is in that one.
+pub fn unfit(execution: &Execution, held: &Attempt, reason: &str) -> Result<ExecutionEvent, Refusal> {
+    let facts = ReportFacts {
+        agent_id: held.agent_id.clone(),
+        instance_id: held.instance_id.clone(),
+        attempt: held.number,
+        outcome: Outcome::Failed,
+        result: None,
+        checkpoint: None,
+        error: Some(ErrorBody {
+            code: reason.to_owned(),
+            message: format!("agent {} refused the dispatch: {reason}", held.agent_id),
+        }),
+    };
+    let failed = if is_of_dispatch(execution, held) { execution.report(facts) } else { None };
+    failed.ok_or(Refusal::State(execution.state.as_str()))
 }
 
 /// Whether nobody could dispatch this to the agent that it was granted: it has no NATS, and somebody else may take it.

@@ -9,7 +9,7 @@ use rollcall_core::{
     agent::Agent,
     execution::{Attempt, Execution, Refusal, State},
     subject::AgentVerb,
-    wire::{DispatchReply, DispatchRequest, ErrorBody, Outcome},
+    wire::{DispatchReply, DispatchRequest},
 };
 use rollcall_nats::RequestError;
 use serde_json::value::RawValue;
@@ -206,9 +206,7 @@ impl Dispatcher {
         let why = if crowded { CROWDED } else { SLOT_LOST };
         tracing::warn!(execution_id = %id, agent_id = %held.agent_id, why, "no slot is its own, back to its queue unasked");
         let back = self.ledger.decide(id, |e| {
-            if e.state == State::Dispatching
-                && e.current().is_some_and(|a| a.dispatched_at == held.dispatched_at)
-            {
+            if decide::is_in_dispatch(e, &held) {
                 e.queue(1, Some(why.to_owned()))
             } else {
                 Err(Refusal::State(e.state.as_str()))
@@ -317,6 +315,10 @@ impl Dispatcher {
     /// Asks an agent that may have been asked before, and does not list it. Only its own word takes it back now: that nobody
     /// is there may mean that it has lost its way to the bus.
     pub(crate) async fn ask_again(self: &Arc<Self>, execution: Execution, held: &Attempt) -> Answer {
+        // The slot is claimed for one of them, and the question is made of the other.
+        if !decide::is_in_dispatch(&execution, held) {
+            return Answer::Unknown;
+        }
         let pool = self.ledger.read(|p| p.pool_of(&execution));
         match self.claim_by_log(&pool, decide::hold(&execution, held.number), &held.agent_id).await {
             Some(Confirmation::Confirmed { .. }) => {}
@@ -355,16 +357,7 @@ impl Dispatcher {
         answer: Answer,
     ) -> Result<(), DecideError> {
         let decided = match &answer {
-            Answer::Accepted => {
-                self.ledger
-                    .decide(id, |e| {
-                        if e.state == State::Dispatching && !decide::is_in_dispatch(e, held) {
-                            return Err(Refusal::State(e.state.as_str()));
-                        }
-                        e.start(held.number)
-                    })
-                    .await
-            }
+            Answer::Accepted => self.ledger.decide(id, |e| decide::accepted(e, held)).await,
             Answer::Back(reason) => {
                 tracing::info!(execution_id = %id, agent_id = %held.agent_id, reason, "dispatch refused, back to its queue");
                 self.ledger
@@ -377,27 +370,7 @@ impl Dispatcher {
                     })
                     .await
             }
-            Answer::Unfit(reason) => {
-                let facts = rollcall_core::execution::ReportFacts {
-                    agent_id: held.agent_id.clone(),
-                    instance_id: held.instance_id.clone(),
-                    attempt: held.number,
-                    outcome: Outcome::Failed,
-                    result: None,
-                    checkpoint: None,
-                    error: Some(ErrorBody {
-                        code: reason.clone(),
-                        message: format!("agent {} refused the dispatch: {reason}", held.agent_id),
-                    }),
-                };
-                self.ledger
-                    .decide(id, |e| {
-                        e.report(facts.clone())
-                            .filter(|_| e.holder().is_some())
-                            .ok_or(Refusal::State(e.state.as_str()))
-                    })
-                    .await
-            }
+            Answer::Unfit(reason) => self.ledger.decide(id, |e| decide::unfit(e, held, reason)).await,
             Answer::Nobody | Answer::Unknown => {
                 tracing::info!(execution_id = %id, agent_id = %held.agent_id, "dispatch not answered, waiting for its heartbeats");
                 self.spawn_settle_unknown(id.clone(), held.clone());

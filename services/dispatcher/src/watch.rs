@@ -9,7 +9,7 @@ use std::{
 
 use rollcall_capacity::Capacity;
 use rollcall_core::{
-    AgentId, ExecutionId,
+    AgentId, ExecutionId, Timestamp,
     execution::{Attempt, State},
     wire::{AgentState, Heartbeat},
 };
@@ -30,7 +30,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Waits {
     reopening: Mutex<HashSet<AgentId>>,
-    unknown: Mutex<HashSet<(ExecutionId, u32)>>,
+    /// A dispatch is known by when it was made: one attempt can be dispatched again, to another agent.
+    unknown: Mutex<HashSet<(ExecutionId, u32, Timestamp)>>,
     cancelling: Mutex<HashSet<(ExecutionId, u32)>>,
 }
 
@@ -38,6 +39,16 @@ impl Waits {
     /// Whether this is the only wait for the end of this attempt; if so, it has begun.
     pub(crate) fn begin_cancel(&self, id: &ExecutionId, attempt: u32) -> bool {
         locked(&self.cancelling).insert((id.clone(), attempt))
+    }
+
+    /// Whether this is the only wait for the answer to this dispatch; if so, it has begun.
+    fn begin_unknown(&self, id: &ExecutionId, held: &Attempt) -> bool {
+        locked(&self.unknown).insert((id.clone(), held.number, held.dispatched_at))
+    }
+
+    /// It is over.
+    fn end_unknown(&self, id: &ExecutionId, held: &Attempt) {
+        locked(&self.unknown).remove(&(id.clone(), held.number, held.dispatched_at));
     }
 
     /// It is over.
@@ -124,13 +135,13 @@ impl Dispatcher {
     /// Settles a dispatch that was not answered, by the agent's heartbeats. The same dispatch may be sent again to the
     /// same instance: it runs once. It ends at the latest when the watchdog calls it lost.
     pub(crate) fn spawn_settle_unknown(self: &Arc<Self>, id: ExecutionId, held: Attempt) {
-        if !locked(&self.waits.unknown).insert((id.clone(), held.number)) {
+        if !self.waits.begin_unknown(&id, &held) {
             return;
         }
         let dispatcher = Arc::clone(self);
         self.spawn(async move {
             dispatcher.settle_unknown(&id, &held).await;
-            locked(&dispatcher.waits.unknown).remove(&(id, held.number));
+            dispatcher.waits.end_unknown(&id, &held);
         });
     }
 
@@ -166,4 +177,34 @@ impl Dispatcher {
 async fn futures_next(beats: &mut rollcall_nats::Subscriber) -> Option<rollcall_nats::Message> {
     use futures_util::StreamExt as _;
     beats.next().await
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_core::InstanceId;
+
+    use super::*;
+
+    #[test]
+    fn each_dispatch_of_an_attempt_has_its_own_wait() {
+        let waits = Waits::default();
+        let id = ExecutionId::new("x").unwrap();
+        let attempt = |agent: &str, at_ms: i64| Attempt {
+            number: 1,
+            agent_id: AgentId::new(agent).unwrap(),
+            instance_id: InstanceId::new("i").unwrap(),
+            dispatched_at: Timestamp::from_millis(at_ms),
+            started_at: None,
+            deadline: Timestamp::from_millis(at_ms + 1),
+            timeout_ms: 1,
+            reports: Vec::new(),
+            recovered: None,
+        };
+        let (first, second) = (attempt("a", 1), attempt("b", 2));
+        assert!(waits.begin_unknown(&id, &first));
+        assert!(!waits.begin_unknown(&id, &first), "one wait serves everybody");
+        assert!(waits.begin_unknown(&id, &second), "it waits for another agent");
+        waits.end_unknown(&id, &first);
+        assert!(!waits.begin_unknown(&id, &second), "the end of one is not the end of the other");
+    }
 }

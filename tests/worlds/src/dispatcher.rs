@@ -59,7 +59,7 @@ pub(crate) struct Dispatcher {
     applied: RefCell<BTreeMap<AgentId, AgentSetting>>,
     beats: RefCell<BTreeMap<AgentId, Rc<Beat>>>,
     reopening: RefCell<BTreeSet<AgentId>>,
-    unknown: RefCell<BTreeSet<(ExecutionId, u32)>>,
+    unknown: RefCell<BTreeSet<(ExecutionId, u32, Timestamp)>>,
     cancelling: RefCell<BTreeSet<(ExecutionId, u32)>>,
     audit_wanted: Cell<bool>,
 }

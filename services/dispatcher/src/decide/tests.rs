@@ -522,3 +522,36 @@ fn an_answer_to_one_dispatch_says_nothing_about_the_next_one_of_the_same_attempt
     let second = execution.current().unwrap().clone();
     assert!(is_in_dispatch(&execution, &second));
 }
+
+#[test]
+fn who_accepts_or_refuses_for_good_speaks_only_of_its_own_dispatch() {
+    // To another agent, and to the same one at another time.
+    for (next, later_ms) in [("b", 0), ("a", 7)] {
+        let ExecutionEvent::Submitted(request) = submitted(None) else { unreachable!("as it is made") };
+        let mut execution = Execution::submitted(request, 1, T0);
+        let instance = InstanceId::new("i").unwrap();
+        let mut seq = 1;
+        let mut tell = |execution: &mut Execution, event: &ExecutionEvent, at: Timestamp| {
+            seq += 1;
+            execution.evolve(seq, event, at).unwrap();
+        };
+        let dispatched = execution.dispatch(1, &AgentId::new("a").unwrap(), &instance, 900, T0).unwrap();
+        tell(&mut execution, &dispatched, T0);
+        let first = execution.current().unwrap().clone();
+        let back = execution.queue(1, Some("slot_lost".to_owned())).unwrap();
+        tell(&mut execution, &back, T0);
+        let again = execution.dispatch(1, &AgentId::new(next).unwrap(), &instance, 900, T0).unwrap();
+        tell(&mut execution, &again, T0.plus_ms(later_ms));
+        let second = execution.current().unwrap().clone();
+        let wish = execution.cancel("enough", "api").unwrap();
+        for cancelled in [false, true] {
+            if cancelled {
+                tell(&mut execution, &wish, T0);
+            }
+            assert!(accepted(&execution, &first).is_err(), "{next} {cancelled}");
+            assert!(unfit(&execution, &first, "unsupported").is_err(), "{next} {cancelled}");
+            assert!(accepted(&execution, &second).is_ok(), "{next} {cancelled}");
+            assert!(unfit(&execution, &second, "unsupported").is_ok(), "{next} {cancelled}");
+        }
+    }
+}

@@ -237,15 +237,7 @@ impl Dispatcher {
         taken: Taken,
     ) -> Result<(), Undecided> {
         let decided = match taken {
-            Taken::Accepted => {
-                self.decide(id, |e| {
-                    if e.state == State::Dispatching && !decide::is_in_dispatch(e, held) {
-                        return Err(Refusal::State(e.state.as_str()));
-                    }
-                    e.start(held.number)
-                })
-                .await
-            }
+            Taken::Accepted => self.decide(id, |e| decide::accepted(e, held)).await,
             Taken::Back(reason) => {
                 self.decide(id, |e| {
                     if decide::is_in_dispatch(e, held) {
@@ -273,7 +265,7 @@ impl Dispatcher {
 
     /// Settles a dispatch without an answer by the agent's heartbeats.
     pub(super) fn spawn_settle_unknown(self: &Rc<Self>, id: ExecutionId, held: Attempt) {
-        if !self.unknown.borrow_mut().insert((id.clone(), held.number)) {
+        if !self.unknown.borrow_mut().insert((id.clone(), held.number, held.dispatched_at)) {
             return;
         }
         let this = Rc::clone(self);
@@ -301,7 +293,7 @@ impl Dispatcher {
                     break;
                 }
             }
-            this.unknown.borrow_mut().remove(&(id, held.number));
+            this.unknown.borrow_mut().remove(&(id, held.number, held.dispatched_at));
         });
     }
 }
