@@ -422,7 +422,7 @@ impl Dispatcher {
     /// The quick part of the audit: what an agent has not answered, and, while anything waits, a queue beside a free slot and
     /// a promotion nobody carried out.
     pub(crate) async fn quick_audit(self: &Arc<Self>) -> Result<(), RebuildError> {
-        self.take_up(self.take_up_after_ms());
+        self.take_up();
         if !self.ledger.read(crate::state::Projection::anything_waits) {
             return Ok(());
         }

@@ -192,7 +192,7 @@ impl Dispatcher {
         let confirmed =
             self.in_redis(pool, "confirm", || self.capacity.confirm(pool.as_str(), grant, stamp())).await;
         let Some(held) = dispatched.holder().cloned() else { return Ok(None) };
-        if self.ledger.now().since_ms(held.dispatched_at) >= self.take_up_after_ms() {
+        if self.ledger.now().since_ms(held.dispatched_at) >= self.take_up_ages().dispatch_ms {
             // Somebody else may have taken it up by now, and asked.
             self.spawn_settle_unknown(dispatched.id().clone(), held);
             return Ok(None);

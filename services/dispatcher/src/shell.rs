@@ -234,7 +234,7 @@ impl Dispatcher {
             self.apply_agent(&id).await;
         }
         // What is younger, a living replica may be asking at this moment; the quick audit takes it up when it is due.
-        self.take_up(self.take_up_after_ms());
+        self.take_up();
         self.ready.store(true, Ordering::Release);
         Ok(())
     }

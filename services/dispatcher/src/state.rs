@@ -13,6 +13,22 @@ use rollcall_core::{
 /// At about 1.5 KiB each: some 30 MiB.
 pub const ENDED_KEPT_MAX: usize = 20_000;
 
+/// How old a dispatch or a cancellation must be before whoever looks takes it up, whoever began it, in milliseconds: each
+/// longer than its ordinary way takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TakeUpAges {
+    /// A dispatch.
+    pub dispatch_ms: u64,
+    /// A cancellation.
+    pub cancel_ms: u64,
+}
+
+impl TakeUpAges {
+    const fn of(self, state: State) -> u64 {
+        if matches!(state, State::Cancelling) { self.cancel_ms } else { self.dispatch_ms }
+    }
+}
+
 /// One change to an execution.
 #[derive(Debug, Clone)]
 pub struct Change {
@@ -272,15 +288,17 @@ impl Projection {
         self.expiries.iter().take_while(|(at, _)| *at <= now).take(limit).map(|(_, id)| id.clone()).collect()
     }
 
-    /// Executions that have been dispatched, or are to end, for `age_ms` at least and whose agent has not answered: their
+    /// Executions that have been dispatched, or are to end, for so long at least and whose agent has not answered: their
     /// state and the attempt that it is about.
     #[must_use]
-    pub fn unanswered(&self, now: Timestamp, age_ms: u64) -> Vec<(ExecutionId, State, Attempt)> {
+    pub fn unanswered(&self, now: Timestamp, ages: TakeUpAges) -> Vec<(ExecutionId, State, Attempt)> {
+        let least = ages.dispatch_ms.min(ages.cancel_ms);
         self.unanswered
             .iter()
-            .take_while(|(since, _)| now.since_ms(*since) >= age_ms)
-            .filter_map(|(_, id)| self.executions.get(id))
-            .filter_map(|e| Some((e.id().clone(), e.state, e.holder()?.clone())))
+            .take_while(|(since, _)| now.since_ms(*since) >= least)
+            .filter_map(|(since, id)| Some((since, self.executions.get(id)?)))
+            .filter(|(since, e)| now.since_ms(**since) >= ages.of(e.state))
+            .filter_map(|(_, e)| Some((e.id().clone(), e.state, e.holder()?.clone())))
             .collect()
     }
 

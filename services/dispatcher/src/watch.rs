@@ -19,6 +19,7 @@ use crate::{
     decide,
     launch::{Answer, DISPATCH_ANSWER_TIMEOUT},
     shell::Dispatcher,
+    state::TakeUpAges,
 };
 
 /// What the ordinary way of a dispatch or a cancellation may take beyond its agent's time to answer.
@@ -113,18 +114,19 @@ impl Dispatcher {
         }
     }
 
-    /// How old a dispatch or a cancellation must be before whoever looks takes it up, whoever began it: longer than the
-    /// ordinary way takes, in milliseconds.
-    pub(crate) fn take_up_after_ms(&self) -> u64 {
-        let answer = DISPATCH_ANSWER_TIMEOUT.max(self.terminate_timeout());
-        u64::try_from((answer + TAKE_UP_MARGIN).as_millis()).unwrap_or(u64::MAX)
+    /// How old a dispatch or a cancellation must be before whoever looks takes it up, whoever began it. A dispatch does not wait
+    /// for what work is given to end: the watchdog would call it lost before.
+    pub(crate) fn take_up_ages(&self) -> TakeUpAges {
+        let after =
+            |answer: Duration| u64::try_from((answer + TAKE_UP_MARGIN).as_millis()).unwrap_or(u64::MAX);
+        TakeUpAges { dispatch_ms: after(DISPATCH_ANSWER_TIMEOUT), cancel_ms: after(self.terminate_timeout()) }
     }
 
-    /// Takes up dispatches and cancellations that are `age_ms` old at least, as their dispatcher may have died: agents take a
-    /// repeated request for the same one.
-    pub(crate) fn take_up(self: &Arc<Self>, age_ms: u64) {
+    /// Takes up dispatches and cancellations that are old enough, as their dispatcher may have died: agents take a repeated
+    /// request for the same one.
+    pub(crate) fn take_up(self: &Arc<Self>) {
         let now = self.ledger.now();
-        for (id, state, held) in self.ledger.read(|p| p.unanswered(now, age_ms)) {
+        for (id, state, held) in self.ledger.read(|p| p.unanswered(now, self.take_up_ages())) {
             match state {
                 State::Cancelling => self.spawn_cancel(id, held.number),
                 _ => self.spawn_settle_unknown(id, held),

@@ -15,7 +15,7 @@ use std::{
 
 use dispatcher::{
     decide,
-    state::{Change, Logged, Projection},
+    state::{Change, Logged, Projection, TakeUpAges},
 };
 use rollcall_capacity::{AgentSetting, ModelCapacity, Stamp};
 use rollcall_core::{
@@ -39,8 +39,8 @@ const AUDIT_MS: u64 = 15_000;
 const QUICK_AUDIT_MS: u64 = 1_000;
 const CLOCK_MS: u64 = 5_000;
 const TRY_AGAIN_MS: u64 = 500;
-/// An agent's time to answer that work is dead, and then some.
-const TAKE_UP_AFTER_MS: u64 = LIMITS.terminate_grace_ms + 5_000;
+/// An agent's time to answer a dispatch, or that work is dead, and then some.
+const TAKE_UP: TakeUpAges = TakeUpAges { dispatch_ms: 5_000, cancel_ms: LIMITS.terminate_grace_ms + 5_000 };
 /// Pause between the steps of an effect: room for a crash.
 const STEP_MS: u64 = 2;
 
@@ -141,7 +141,7 @@ impl Dispatcher {
                 if !this.ready.get() {
                     continue;
                 }
-                this.take_up_older_than(TAKE_UP_AFTER_MS);
+                this.take_up_unanswered();
                 quiet += QUICK_AUDIT_MS;
                 if this.audit_wanted.replace(false) || quiet >= AUDIT_MS {
                     quiet = 0;
@@ -182,12 +182,12 @@ impl Dispatcher {
         for agent in agents.into_iter().collect::<BTreeSet<_>>() {
             self.apply_agent(&agent).await;
         }
-        self.take_up_older_than(TAKE_UP_AFTER_MS);
+        self.take_up_unanswered();
     }
 
     /// What its dispatcher may have left when it died.
-    fn take_up_older_than(self: &Rc<Self>, age_ms: u64) {
-        let unanswered = self.state.borrow().unanswered(self.now(), age_ms);
+    fn take_up_unanswered(self: &Rc<Self>) {
+        let unanswered = self.state.borrow().unanswered(self.now(), TAKE_UP);
         for (id, state, held) in unanswered {
             match state {
                 State::Cancelling => self.spawn_cancel(id, held.number),

@@ -10,7 +10,7 @@ use rollcall_core::{
 };
 
 use super::*;
-use crate::state::Logged;
+use crate::state::{Logged, TakeUpAges};
 
 const T0: Timestamp = Timestamp::from_millis(1_000_000);
 
@@ -461,14 +461,20 @@ fn who_waits_for_an_answer_is_known_by_how_long() {
     let at = T0.plus_ms(50);
     let asked = known(&projection, "x").dispatch(1, &agent, &instance, 100, at).unwrap();
     projection.apply_execution(seq + 1, &asked, at).unwrap();
-    let unanswered = |projection: &Projection, now_ms: u64, age_ms: u64| {
-        let found = projection.unanswered(T0.plus_ms(now_ms), age_ms);
+    let unanswered_each = |projection: &Projection, now_ms: u64, dispatch_ms: u64, cancel_ms: u64| {
+        let ages = TakeUpAges { dispatch_ms, cancel_ms };
+        let found = projection.unanswered(T0.plus_ms(now_ms), ages);
         found
             .into_iter()
             .map(|(id, state, held)| (id.as_str().to_owned(), state, held.number))
             .collect::<Vec<_>>()
     };
+    let unanswered = |projection: &Projection, now_ms: u64, age_ms: u64| {
+        unanswered_each(projection, now_ms, age_ms, age_ms)
+    };
     assert_eq!(unanswered(&projection, 149, 100), []);
+    assert_eq!(unanswered_each(&projection, 150, 100, 9_000).len(), 1, "whatever time work has to end");
+    assert_eq!(unanswered_each(&projection, 150, 9_000, 100), []);
     assert_eq!(unanswered(&projection, 150, 100), [("x".to_owned(), State::Dispatching, 1)]);
     let started = known(&projection, "x").start(1).unwrap();
     projection.apply_execution(seq + 2, &started, at).unwrap();
@@ -477,6 +483,8 @@ fn who_waits_for_an_answer_is_known_by_how_long() {
     projection.apply_execution(seq + 3, &wish, at.plus_ms(10)).unwrap();
     assert_eq!(unanswered(&projection, 159, 100), []);
     assert_eq!(unanswered(&projection, 160, 100), [("x".to_owned(), State::Cancelling, 1)]);
+    assert_eq!(unanswered_each(&projection, 160, 100, 101), []);
+    assert_eq!(unanswered_each(&projection, 160, 9_000, 100).len(), 1);
 }
 
 #[test]

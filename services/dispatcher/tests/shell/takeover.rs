@@ -23,7 +23,9 @@ async fn what_a_living_replica_asks_at_that_moment_is_left_to_it_by_one_that_sta
     let id = AgentId::new("a").unwrap();
     fleet.agent(&id, "i-1").await;
     fleet.dispatched("x", &id, "i-1").await;
-    let dispatcher = fleet.dispatcher_in(fleet.context()).await;
+    // How long work is given to end is nothing to a dispatch: the test's patience is shorter.
+    let context = fleet.context_with(&[("ROLLCALL_TERMINATE_GRACE_MS", "3600000")]);
+    let dispatcher = fleet.dispatcher_in(context).await;
     let beat = json!({"instance_id": "i-1", "state": "ready", "capacity": 8, "interval_ms": 1000, "seq": 1,
         "executions": [{"id": "x", "attempt": 1}]});
     fleet

@@ -10,7 +10,7 @@ use rollcall_core::{
     execution::{Attempt, Execution, Refusal, State},
 };
 
-use super::{Dispatcher, TAKE_UP_AFTER_MS, Undecided};
+use super::{Dispatcher, TAKE_UP, Undecided};
 use crate::{
     Defect,
     agent::{Answer, Reply, Request},
@@ -104,7 +104,7 @@ impl Dispatcher {
         let stamp = || Stamp { log_seq: self.stamp().log_seq.max(dispatched.seq), ..self.stamp() };
         let confirmed = self.in_capacity(|c| at_once(c.confirm(POOL, grant, stamp()))).await;
         let Some(held) = dispatched.holder().cloned() else { return Ok(None) };
-        if self.now().since_ms(held.dispatched_at) >= TAKE_UP_AFTER_MS {
+        if self.now().since_ms(held.dispatched_at) >= TAKE_UP.dispatch_ms {
             self.spawn_settle_unknown(dispatched.id().clone(), held);
             return Ok(None);
         }
