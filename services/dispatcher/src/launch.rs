@@ -192,13 +192,20 @@ impl Dispatcher {
         let confirmed =
             self.in_redis(pool, "confirm", || self.capacity.confirm(pool.as_str(), grant, stamp())).await;
         let Some(held) = dispatched.holder().cloned() else { return Ok(None) };
+        let has_it = matches!(confirmed, Some(Confirmation::Confirmed { .. }));
+        // For an external orchestrator the event is the grant: it can't be taken back, and its slot is a fact.
+        if dispatched.is_external() {
+            if !has_it {
+                self.give_by_log(&grant.hold, &held).await;
+            }
+            return Ok(Some(dispatched));
+        }
         if self.ledger.now().since_ms(held.dispatched_at) >= self.take_up_ages().dispatch_ms {
             // Somebody else may have taken it up by now, and asked.
             self.spawn_settle_unknown(dispatched.id().clone(), held);
             return Ok(None);
         }
-        // For an external orchestrator the event is the grant: it can't be taken back, and its slot is a fact.
-        if dispatched.is_external() || matches!(confirmed, Some(Confirmation::Confirmed { .. })) {
+        if has_it {
             return Ok(Some(dispatched));
         }
         let id = dispatched.id();
@@ -231,6 +238,20 @@ impl Dispatcher {
             Err(DecideError::Refused(_)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The slot that the log gives to external work and that is gone: noted before anybody else gets it, in the pool where its
+    /// agent is now. If Redis does not answer, the audit is asked to look.
+    async fn give_by_log(self: &Arc<Self>, hold: &Hold, held: &Attempt) {
+        let Some(pool) = self.ledger.agent(&held.agent_id).map(|agent| agent.pool()) else {
+            self.ask_for_audit();
+            return;
+        };
+        let (agent, since_ms) = (held.agent_id.as_str(), decide::millis(held.dispatched_at));
+        self.in_redis(&pool, "adopt", || {
+            self.capacity.adopt(pool.as_str(), agent, hold, since_ms, self.stamp())
+        })
+        .await;
     }
 
     /// A slot of an agent that takes no work any more goes back; who was to have it waits at the head of its queue.
@@ -471,5 +492,42 @@ impl Dispatcher {
         };
         let hold = decide::hold(execution, execution.attempt);
         queue.iter().find(|waiting| waiting.hold == hold).map(|waiting| waiting.position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_core::{InstanceId, wire::Delivery};
+
+    use super::*;
+    use crate::fixture::Fixture;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn external_work_whose_slot_is_gone_gets_the_one_that_the_log_gives_it() {
+        let fixture = Fixture::new().await;
+        fixture.agent("a", "p", 1).await;
+        fixture.follows().await;
+        let dispatcher = &fixture.dispatcher;
+        dispatcher.audit().await.unwrap();
+        fixture.submitted("x", Some("a"), "p", Delivery::External).await;
+        let id = ExecutionId::new("x").unwrap();
+        let (agent, instance) = (AgentId::new("a").unwrap(), InstanceId::new("i-1").unwrap());
+        let dispatched = dispatcher
+            .ledger
+            .decide(&id, |e| e.dispatch(1, &agent, &instance, 60_000, dispatcher.ledger.now()))
+            .await
+            .unwrap()
+            .after;
+        let grant = Grant {
+            hold: Hold::new("x", 1),
+            agent: "a".to_owned(),
+            epoch: dispatcher.capacity.meta("p").await.unwrap().unwrap().epoch,
+        };
+        // In its own epoch a grant without a slot is lost.
+        let pool = Pool::new("p").unwrap();
+        let told = dispatcher.confirm_again(&pool, &grant, dispatched).await.unwrap();
+        assert!(told.is_some(), "the event is the grant");
+        let held = dispatcher.capacity.inspect("p", "a", 9).await.unwrap().held;
+        assert_eq!(held.iter().map(|slot| &slot.hold).collect::<Vec<_>>(), [&grant.hold]);
     }
 }

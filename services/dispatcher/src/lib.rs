@@ -9,6 +9,8 @@ mod cancel;
 mod config;
 pub mod decide;
 mod effect;
+#[cfg(test)]
+mod fixture;
 mod launch;
 mod ledger;
 pub mod list;

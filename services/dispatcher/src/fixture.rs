@@ -1,0 +1,156 @@
+//! A dispatcher on a private NATS and Redis whose steps a test takes one by one: nothing audits or starts by itself.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rollcall_capacity::{RedisCapacity, testing::RedisServer};
+use rollcall_core::{
+    AgentId, Clock as _, ExecutionId, InstanceId, Pool,
+    agent::Status,
+    event::{AgentEvent, Event, EventBody, ExecutionEvent, PayloadRef, Profile, StatusChanged, Submitted},
+    subject::Subjects,
+    time::SystemClock,
+    wire::{Delivery, OnLoss},
+};
+use rollcall_nats::{Append, Bus, EventLog, ensure_streams, testing::NatsServer};
+use rollcall_service::Settings;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    ledger::Ledger,
+    shell::{Dispatcher, Parts},
+};
+
+/// What a test takes steps with.
+pub(crate) struct Fixture {
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) redis: RedisServer,
+    pub(crate) nats: NatsServer,
+    pub(crate) bus: Bus,
+}
+
+impl Fixture {
+    /// A dispatcher that nobody has started.
+    pub(crate) async fn new() -> Self {
+        let (nats, redis) = (NatsServer::start().unwrap(), RedisServer::start());
+        let bus = nats.bus("rollcall").await;
+        ensure_streams(&bus).await.unwrap();
+        let environment = [("ROLLCALL_NATS_URL", nats.url()), ("ROLLCALL_REDIS_URL", redis.url())];
+        let environment = environment.iter().map(|(name, value)| (name.into(), value.into()));
+        let settings = Settings::load_from("dispatcher", environment).unwrap().settings;
+        let subjects = Subjects::default();
+        let clock = Arc::new(SystemClock::new());
+        let (ledger, _) = Ledger::new(EventLog::new(&bus), subjects.clone(), "1", clock);
+        let dispatcher = Dispatcher::new(Parts {
+            ledger,
+            capacity: RedisCapacity::connect(&redis.url(), "rollcall").await.unwrap(),
+            bus: bus.clone(),
+            subjects,
+            settings: (&settings).into(),
+            cancel: CancellationToken::new(),
+        });
+        Self { dispatcher, redis, nats, bus }
+    }
+
+    /// It folds the log from here on.
+    pub(crate) async fn follows(&self) {
+        let replayed = CancellationToken::new();
+        tokio::spawn(Arc::clone(&self.dispatcher).follow(replayed.clone()));
+        replayed.cancelled().await;
+    }
+
+    /// An agent is there, in this pool and with this room, by the log and its fold.
+    pub(crate) async fn agent(&self, id: &str, pool: &str, capacity: u32) {
+        let agent_id = AgentId::new(id).unwrap();
+        let instance = InstanceId::new("i-1").unwrap();
+        let profile = Profile {
+            agent_id: agent_id.clone(),
+            instance_id: instance.clone(),
+            capacity,
+            pool: Pool::new(pool).unwrap(),
+            interval_ms: None,
+            timeout_ms: None,
+            version: None,
+            labels: Default::default(),
+            probe: None,
+            control: None,
+        };
+        let change = StatusChanged {
+            agent_id: agent_id.clone(),
+            instance_id: Some(instance),
+            previous: None,
+            reason: "first_heartbeat".to_owned(),
+            since: self.dispatcher.ledger.now(),
+            evidence: serde_json::Value::Null,
+            by: None,
+            code: None,
+            message: None,
+            deadline: None,
+            undrained: false,
+        };
+        let subject = self.dispatcher.subjects.agent_event(&agent_id);
+        self.append(&subject, id, AgentEvent::Registered(profile).into()).await;
+        self.append(&subject, id, AgentEvent::status(Status::Connected, change).into()).await;
+    }
+
+    /// Work was submitted, by the log and its fold.
+    pub(crate) async fn submitted(&self, id: &str, agent: Option<&str>, pool: &str, delivery: Delivery) {
+        let request = Submitted {
+            execution_id: ExecutionId::new(id).unwrap(),
+            attempt: 1,
+            agent_id: agent.map(|agent| AgentId::new(agent).unwrap()),
+            pool: Pool::new(pool).unwrap(),
+            input: PayloadRef { bytes: 4, sha256: "0".repeat(64), seq: 1, attempt: 1 },
+            timeout_ms: None,
+            priority: 5,
+            queue_ttl_ms: 86_400_000,
+            on_loss: OnLoss::Fail,
+            max_attempts: 3,
+            stall_timeout_ms: None,
+            lost_after_ms: None,
+            delivery,
+            labels: Default::default(),
+            request_sha256: "0".repeat(64),
+        };
+        self.happens(id, request.into()).await;
+    }
+
+    /// Something happened to an execution, by the log and its fold.
+    pub(crate) async fn happens(&self, id: &str, event: ExecutionEvent) {
+        let subject = self.dispatcher.subjects.execution_event(&ExecutionId::new(id).unwrap());
+        self.append(&subject, id, event.into()).await;
+    }
+
+    /// An event is in the log.
+    pub(crate) async fn append(&self, subject: &str, about: &str, body: EventBody) {
+        let log = EventLog::new(&self.bus);
+        let event = Event {
+            id: uuid::Uuid::now_v7(),
+            source: "/rollcall/test/1".to_owned(),
+            subject: about.to_owned(),
+            time: SystemClock::new().now(),
+            body,
+        };
+        let expected = log.last_seq_of(subject).await.unwrap();
+        let appended =
+            log.append(subject, &event.id.to_string(), Bytes::from(event.encode()), expected).await.unwrap();
+        assert!(matches!(appended, Append::Appended { .. }), "{appended:?}");
+        if self.dispatcher.ledger.is_live() {
+            self.dispatcher.ledger.current().await.unwrap();
+        }
+    }
+
+    /// Somebody else writes to the dispatcher's keys.
+    pub(crate) async fn redis(&self, command: &str) {
+        let url = self.redis.url();
+        let mut socket = UnixStream::connect(url.trim_start_matches("redis+unix://")).await.unwrap();
+        socket.write_all(format!("{command}\r\n").as_bytes()).await.unwrap();
+        let mut answer = [0; 1];
+        socket.read_exact(&mut answer).await.unwrap();
+        assert_ne!(&answer, b"-", "{command}");
+    }
+}
