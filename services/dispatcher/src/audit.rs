@@ -31,6 +31,8 @@ const FINISH_AFTER: Duration = Duration::from_secs(3);
 const RECLAIM_AFTER: Duration = Duration::from_secs(20);
 /// Why an execution was put back whose slot nobody put to use.
 const LAUNCH_LOST: &str = "launch_lost";
+/// Why a pool was built anew in which things were that can't be.
+pub(crate) const CONTRADICTED: &str = "redis contradicted itself";
 /// Unconfirmed ones looked at in one pass.
 const UNCONFIRMED_MAX: usize = 256;
 
@@ -77,29 +79,43 @@ impl Dispatcher {
         let mut pools = self.ledger.read(crate::state::Projection::pools);
         // What Redis knows and the log does not is audited too.
         pools.extend(self.capacity.pools().await?.iter().filter_map(|p| Pool::new(p).ok()));
+        // One that can't be read or reached keeps nobody from the others.
+        let mut first_error = Ok(());
         // First: a pool that an agent came to may not fill it before the other one has let go of it.
         for pool in &pools {
-            let moved = self.audit_moved(pool).await?;
-            self.tell(pool, &Findings { moved, ..Findings::default() }).await;
+            let mut findings = Findings::default();
+            let moved = self.audit_moved(pool).await.map(|moved| findings.moved = moved);
+            let moved = self.mend_torn(pool, &mut findings, moved).await;
+            self.tell(pool, &findings).await;
+            first_error = first_error.and(moved);
         }
+        let let_go = first_error.is_ok();
         for pool in pools {
-            if let Some(meta) = self.capacity.meta(pool.as_str()).await?
-                && meta.log_seq > last
-            {
-                // Work goes on while this looks: only a log that ends before what was read from Redis is a regression.
-                let now = self.ledger.current().await?;
-                if meta.log_seq > now {
-                    self.log_regressed(&pool, meta.log_seq, now).await?;
-                    continue;
-                }
-            }
             let mut findings = Findings::default();
             // What was repaired until something failed is told all the same.
-            let audited = self.audit_pool(&pool, &mut findings).await;
+            let audited = self.audit_pool(&pool, last, let_go, &mut findings).await;
+            let audited = self.mend_torn(&pool, &mut findings, audited).await;
             self.tell(&pool, &findings).await;
-            audited?;
+            first_error = first_error.and(audited);
         }
-        Ok(())
+        first_error
+    }
+
+    /// A pool in which a look found what nobody of us writes there is built anew.
+    async fn mend_torn(
+        self: &Arc<Self>,
+        pool: &Pool,
+        findings: &mut Findings,
+        looked: Result<(), RebuildError>,
+    ) -> Result<(), RebuildError> {
+        match looked {
+            Err(RebuildError::Capacity(error @ CapacityError::Reply { .. })) => {
+                tracing::warn!(%pool, %error, "what is in redis can't be read");
+                findings.torn += 1;
+                self.rebuild_anyway(pool, CONTRADICTED).await
+            }
+            looked => looked,
+        }
     }
 
     /// Counts what was repaired, and has the log say so.
@@ -130,17 +146,28 @@ impl Dispatcher {
         self.rebuild_anyway(pool, "the log went back in time").await
     }
 
-    async fn audit_pool(self: &Arc<Self>, pool: &Pool, findings: &mut Findings) -> Result<(), RebuildError> {
+    /// `last`: how far the log went when this began. `let_go`: no agent is in two pools; else none is told of, and so offered
+    /// work in the one that it came to.
+    async fn audit_pool(
+        self: &Arc<Self>,
+        pool: &Pool,
+        last: u64,
+        let_go: bool,
+        findings: &mut Findings,
+    ) -> Result<(), RebuildError> {
+        if let Some(meta) = self.capacity.meta(pool.as_str()).await?
+            && meta.log_seq > last
+        {
+            // Work goes on while this looks: only a log that ends before what was read from Redis is a regression.
+            let now = self.ledger.current().await?;
+            if meta.log_seq > now {
+                return self.log_regressed(pool, meta.log_seq, now).await;
+            }
+        }
         let found = match self.scan(pool).await {
             Err(error) if error.wants_rebuild() => {
                 self.rebuild(pool).await?;
                 self.scan(pool).await?
-            }
-            // The index names a slot that is not there.
-            Err(CapacityError::Reply { .. }) => {
-                findings.torn += 1;
-                self.rebuild_anyway(pool, "redis contradicted itself").await?;
-                return Ok(());
             }
             other => other?,
         };
@@ -151,10 +178,12 @@ impl Dispatcher {
             findings.torn = first.intersection(&second).count();
         }
         if findings.torn > 0 {
-            self.rebuild_anyway(pool, "redis contradicted itself").await?;
+            self.rebuild_anyway(pool, CONTRADICTED).await?;
             return Ok(());
         }
-        self.audit_agents(pool).await;
+        if let_go {
+            self.audit_agents(pool).await;
+        }
         for (hold, place) in &found {
             self.audit_hold(pool, hold, place, findings).await?;
         }
@@ -432,16 +461,18 @@ impl Dispatcher {
                 .map(|e| p.pool_of(e))
                 .collect::<std::collections::BTreeSet<_>>()
         });
+        let mut first_error = Ok(());
         for pool in pools {
             let mut findings = Findings::default();
             let finished = self.finish_unconfirmed(&pool, &mut findings).await;
+            let finished = self.mend_torn(&pool, &mut findings, finished).await;
             if finished.is_ok() {
                 findings.idle += self.fill(&pool).await;
             }
             self.tell(&pool, &findings).await;
-            finished?;
+            first_error = first_error.and(finished);
         }
-        Ok(())
+        first_error
     }
 }
 
@@ -453,4 +484,47 @@ fn unanswered(execution: Option<&Execution>) -> Option<(&Execution, &Attempt)> {
 
 fn before(now: Timestamp, age: Duration) -> u64 {
     decide::millis(now).saturating_sub(age.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_core::wire::Delivery;
+
+    use super::*;
+    use crate::fixture::Fixture;
+
+    /// Pools `p` and `q`; in the second one external work runs whose slot is gone.
+    async fn two_pools() -> Fixture {
+        let fixture = Fixture::new().await;
+        fixture.agent("a", "p", 1).await;
+        fixture.agent("b", "q", 1).await;
+        fixture.follows().await;
+        fixture.dispatcher.audit().await.unwrap();
+        fixture.submitted("x", Some("b"), "q", Delivery::External).await;
+        fixture.granted("x", "b").await;
+        fixture
+    }
+
+    async fn has_its_slot(fixture: &Fixture) -> bool {
+        let view = fixture.dispatcher.capacity.inspect("q", "b", 9).await.unwrap();
+        view.held.iter().any(|slot| slot.hold == Hold::new("x", 1))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_pool_that_cannot_be_read_is_built_anew_and_the_others_are_audited() {
+        let fixture = two_pools().await;
+        fixture.redis("ZADD rollcall:{p}:slots:a 1 nonsense").await;
+        fixture.dispatcher.audit().await.unwrap();
+        assert!(has_its_slot(&fixture).await);
+        assert_eq!(fixture.dispatcher.capacity.inspect("p", "a", 9).await.unwrap().held, []);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_pool_that_cannot_be_had_keeps_nobody_from_the_others() {
+        let fixture = two_pools().await;
+        fixture.redis("DEL rollcall:{p}:meta").await;
+        fixture.redis("SET rollcall:{p}:meta nonsense").await;
+        fixture.dispatcher.audit().await.unwrap_err();
+        assert!(has_its_slot(&fixture).await);
+    }
 }

@@ -8,6 +8,7 @@ use rollcall_core::{
     AgentId, Clock as _, ExecutionId, InstanceId, Pool,
     agent::Status,
     event::{AgentEvent, Event, EventBody, ExecutionEvent, PayloadRef, Profile, StatusChanged, Submitted},
+    execution::Execution,
     subject::Subjects,
     time::SystemClock,
     wire::{Delivery, OnLoss},
@@ -117,6 +118,14 @@ impl Fixture {
             request_sha256: "0".repeat(64),
         };
         self.happens(id, request.into()).await;
+    }
+
+    /// It has a slot of this agent, by the log and its fold.
+    pub(crate) async fn granted(&self, id: &str, agent: &str) -> Execution {
+        let (id, agent) = (ExecutionId::new(id).unwrap(), AgentId::new(agent).unwrap());
+        let (ledger, instance) = (&self.dispatcher.ledger, InstanceId::new("i-1").unwrap());
+        let granted = ledger.decide(&id, |e| e.dispatch(1, &agent, &instance, 60_000, ledger.now()));
+        granted.await.unwrap().after
     }
 
     /// Something happened to an execution, by the log and its fold.

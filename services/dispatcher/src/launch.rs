@@ -497,7 +497,7 @@ impl Dispatcher {
 
 #[cfg(test)]
 mod tests {
-    use rollcall_core::{InstanceId, wire::Delivery};
+    use rollcall_core::wire::Delivery;
 
     use super::*;
     use crate::fixture::Fixture;
@@ -510,14 +510,7 @@ mod tests {
         let dispatcher = &fixture.dispatcher;
         dispatcher.audit().await.unwrap();
         fixture.submitted("x", Some("a"), "p", Delivery::External).await;
-        let id = ExecutionId::new("x").unwrap();
-        let (agent, instance) = (AgentId::new("a").unwrap(), InstanceId::new("i-1").unwrap());
-        let dispatched = dispatcher
-            .ledger
-            .decide(&id, |e| e.dispatch(1, &agent, &instance, 60_000, dispatcher.ledger.now()))
-            .await
-            .unwrap()
-            .after;
+        let dispatched = fixture.granted("x", "a").await;
         let grant = Grant {
             hold: Hold::new("x", 1),
             agent: "a".to_owned(),

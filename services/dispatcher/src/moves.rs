@@ -9,7 +9,7 @@ use std::{
 use rollcall_capacity::{AgentSetting, Capacity, Error as CapacityError};
 use rollcall_core::{AgentId, ExecutionId, Pool, agent::Agent};
 
-use crate::{decide, rebuild::RebuildError, shell::Dispatcher};
+use crate::{audit::CONTRADICTED, decide, rebuild::RebuildError, shell::Dispatcher};
 
 impl Dispatcher {
     /// Moves an agent to the pool where it is by the log, if it has left `from`, and offers it work there. `false`: it has not,
@@ -122,11 +122,20 @@ impl Dispatcher {
         for other in self.capacity.pools().await?.iter().filter(|other| *other != pool.as_str()) {
             let there = match self.capacity.agents(other).await {
                 Err(error) if error.wants_rebuild() => continue,
+                // Nobody knows whom it would offer work to.
+                Err(CapacityError::Reply { .. }) => {
+                    self.build_other(other).await?;
+                    continue;
+                }
                 there => there?,
             };
             for (id, seq) in there.iter().filter_map(|id| here.get_key_value(id.as_str())) {
                 match self.let_go(other, id, *seq).await {
                     Err(error) if error.wants_rebuild() => break,
+                    Err(CapacityError::Reply { .. }) => {
+                        self.build_other(other).await?;
+                        break;
+                    }
                     // The log knows where it belongs.
                     Ok(true) => self.ask_for_audit(),
                     done => _ = done?,
@@ -134,6 +143,14 @@ impl Dispatcher {
             }
         }
         Ok(here.into_keys().collect())
+    }
+
+    /// Builds another pool within the building of one, which is not ready meanwhile: so neither is begun within itself.
+    async fn build_other(self: &Arc<Self>, other: &str) -> Result<(), RebuildError> {
+        match Pool::new(other) {
+            Ok(other) => Box::pin(self.build(&other, CONTRADICTED)).await,
+            Err(_) => Ok(()),
+        }
     }
 
     /// Whether the agent had anything there.

@@ -59,7 +59,8 @@ impl Dispatcher {
         self.build(pool, cause).await
     }
 
-    async fn build(self: &Arc<Self>, pool: &Pool, cause: &str) -> Result<(), RebuildError> {
+    /// Whoever calls this is the one that rebuilds in this process.
+    pub(crate) async fn build(self: &Arc<Self>, pool: &Pool, cause: &str) -> Result<(), RebuildError> {
         let epoch = self.capacity.rebuild_begin(pool.as_str(), decide::millis(self.ledger.now())).await?;
         let members = self.call_in(pool).await?;
         // Everything whose effect the wipe took away is in the log by now: read it to its end.
