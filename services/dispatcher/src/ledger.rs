@@ -182,18 +182,18 @@ impl Ledger {
         self.read(|p| p.agent(id).cloned())
     }
 
-    /// Folds an entry that the tail delivered.
-    pub(crate) fn ingest(&self, entry: &Entry) -> Ingested {
-        let ingested = self.fold_entry(entry);
+    /// Says that the log is folded as far as this. Whoever waits for that takes the fold at its word, so what an entry was
+    /// [found](Ingested::Unknown) to need is read before.
+    pub(crate) fn passed(&self, seq: u64) {
         self.position.send_if_modified(|position| {
-            let moved = entry.seq > *position;
-            *position = entry.seq.max(*position);
+            let moved = seq > *position;
+            *position = seq.max(*position);
             moved
         });
-        ingested
     }
 
-    fn fold_entry(&self, entry: &Entry) -> Ingested {
+    /// Folds an entry that the tail delivered. It has not [`passed`](Self::passed) before everything that comes of it is done.
+    pub(crate) fn ingest(&self, entry: &Entry) -> Ingested {
         let event = match self.decode(entry) {
             Ok(event) => event,
             Err(why) => return Ingested::Invalid(why),

@@ -12,7 +12,7 @@ use std::{
 
 use rollcall_capacity::{AgentSetting, RedisCapacity};
 use rollcall_control::Registries;
-use rollcall_core::{AgentId, Pool, event::SystemEventKind, subject::Subjects};
+use rollcall_core::{AgentId, ExecutionId, Pool, event::SystemEventKind, subject::Subjects};
 use rollcall_nats::{Bus, Entry, Payloads, Reports, TailError, WorkConsumer, WorkOptions};
 use rollcall_service::LoopBeat;
 use tokio::sync::{Notify, Semaphore};
@@ -189,13 +189,26 @@ impl Dispatcher {
                 self.spawn(async move { dispatcher.apply_agent(&id).await });
             }
             Ingested::Unknown(id) => {
-                if let Err(error) = self.ledger.load_execution(&id, entry.seq.saturating_sub(1)).await {
-                    tracing::warn!(execution_id = %id, %error, "could not read an execution's history");
+                if !self.read_history(&id, entry.seq).await {
+                    return;
                 }
             }
             Ingested::Invalid(why) => self.invalid_entry(entry, why, live),
             Ingested::Agent(_) | Ingested::Nothing => {}
         }
+        self.ledger.passed(entry.seq);
+    }
+
+    /// Reads what happened to an execution of which an entry came and nothing is in memory. `false`: the process ends.
+    async fn read_history(&self, id: &ExecutionId, seq: u64) -> bool {
+        while let Err(error) = self.ledger.load_execution(id, seq.saturating_sub(1)).await {
+            tracing::warn!(execution_id = %id, %error, "can't read an execution's history");
+            tokio::select! {
+                () = tokio::time::sleep(TRY_AGAIN) => {}
+                () = self.cancel.cancelled() => return false,
+            }
+        }
+        true
     }
 
     fn invalid_entry(self: &Arc<Self>, entry: &Entry, why: String, live: bool) {
@@ -324,5 +337,41 @@ impl Dispatcher {
     pub(crate) async fn finish(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_core::{event::Queued, wire::Delivery};
+    use rollcall_nats::ensure_streams;
+
+    use super::*;
+    use crate::fixture::Fixture;
+
+    /// Far above what a failing read takes, so that only one that is tried again is not over by then.
+    const OVER: Duration = Duration::from_millis(300);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_fold_is_not_past_an_execution_whose_history_it_could_not_read() {
+        let fixture = Fixture::new().await;
+        let dispatcher = &fixture.dispatcher;
+        let id = ExecutionId::new("x").unwrap();
+        fixture.submitted("x", None, "p", Delivery::Push).await;
+        let (execution_id, reason) = (id.clone(), Some("refused".to_owned()));
+        let back = Queued { execution_id, attempt: 1, agent_id: None, position: 1, reason };
+        fixture.happens("x", back.into()).await;
+        let subject = dispatcher.subjects.execution_event(&id);
+        let entry = dispatcher.ledger.log().last(&subject).await.unwrap().unwrap();
+        fixture.bus.request("$JS.API.STREAM.DELETE.ROLLCALL_EVENTS", "".into(), OVER * 10).await.unwrap();
+        let folding = Arc::clone(dispatcher);
+        let seq = entry.seq;
+        let mut folding = tokio::spawn(async move { folding.fold(&entry).await });
+        tokio::time::timeout(OVER, &mut folding).await.expect_err("it is tried again");
+        assert_eq!(dispatcher.ledger.position(), 0);
+        ensure_streams(&fixture.bus).await.unwrap();
+        fixture.submitted("x", None, "p", Delivery::Push).await;
+        folding.await.unwrap();
+        assert!(dispatcher.ledger.execution(&id).is_some());
+        assert_eq!(dispatcher.ledger.position(), seq);
     }
 }
