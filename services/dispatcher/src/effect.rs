@@ -120,14 +120,28 @@ impl Dispatcher {
     pub(crate) async fn apply_agent(self: &Arc<Self>, id: &AgentId) {
         let turn = self.turn_of(id);
         let _one_at_a_time = turn.lock().await;
-        let Some(agent) = self.ledger.agent(id) else { return };
-        let (pool, setting) = (agent.pool(), decide::setting(&agent));
         let before = self.applied(id);
-        if let Some((old_pool, _)) = before.as_ref().filter(|(old_pool, _)| *old_pool != pool)
-            && !self.move_agent(&agent, old_pool).await
+        let left = |agent: &Agent| {
+            let (old_pool, _) = before.as_ref()?;
+            (*old_pool != agent.pool()).then(|| old_pool.clone())
+        };
+        let Some(mut agent) = self.ledger.agent(id) else { return };
+        if left(&agent).is_some() {
+            // By the time it is its turn it may have gone on, or back.
+            if let Err(error) = self.ledger.current().await {
+                tracing::warn!(agent_id = %id, %error, "its move is left to the audit");
+                self.ask_for_audit();
+                return;
+            }
+            let Some(now) = self.ledger.agent(id) else { return };
+            agent = now;
+        }
+        if let Some(old_pool) = left(&agent)
+            && !self.move_agent(&agent, &old_pool).await
         {
             return;
         }
+        let (pool, setting) = (agent.pool(), decide::setting(&agent));
         self.note_applied(id, &pool, setting);
         let same = |known: AgentSetting| AgentSetting { setting_seq: known.setting_seq, ..setting } == known;
         if before.is_some_and(|(old_pool, known)| old_pool == pool && known.is_some_and(same)) {

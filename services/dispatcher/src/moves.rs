@@ -34,6 +34,8 @@ impl Dispatcher {
     pub(crate) async fn move_agent(self: &Arc<Self>, agent: &Agent, old_pool: &Pool) -> bool {
         let id = agent.id.as_str();
         tracing::info!(agent_id = id, from = %old_pool, to = %agent.pool(), "agent moves to another pool");
+        // A move that is not finished has closed it in a pool where it may be again.
+        self.doubt_applied(&agent.id);
         let mut had = BTreeSet::new();
         loop {
             let removed = self
@@ -42,6 +44,11 @@ impl Dispatcher {
                 })
                 .await;
             let Some(removed) = removed else { return false };
+            if !removed.applied {
+                tracing::info!(agent_id = id, from = %old_pool, "its old pool knows of it what is not folded here yet");
+                self.ask_for_audit();
+                return false;
+            }
             had.extend(removed.held.into_iter().map(|slot| slot.hold.execution_id));
             if !removed.more {
                 break;
@@ -59,7 +66,7 @@ impl Dispatcher {
     }
 
     /// Gives everything that an agent has by the log its slot or its place in the pool. Another dispatcher may have taken it
-    /// out of the old pool, so what was found there says nothing. `false`: not all of it.
+    /// out of the old pool, so what was found there says nothing. `false`: not all of it, or it is in another pool by now.
     pub(crate) async fn settle_in(self: &Arc<Self>, id: &AgentId, pool: &Pool) -> bool {
         // What was put to the agent is in the log by now: slots are confirmed after that (see `confirm_again`).
         if let Err(error) = self.ledger.current().await {
@@ -67,7 +74,15 @@ impl Dispatcher {
             self.ask_for_audit();
             return false;
         }
-        let has = self.ledger.read(|projection| decide::belongings(id, projection));
+        let has = self.ledger.read(|projection| {
+            let here = projection.agent(id).is_some_and(|agent| agent.pool() == *pool);
+            here.then(|| decide::belongings(id, projection))
+        });
+        let Some(has) = has else {
+            tracing::info!(agent_id = %id, %pool, "it has gone on meanwhile");
+            self.ask_for_audit();
+            return false;
+        };
         for (hold, since_ms) in has.held {
             let adopted = self
                 .in_redis(pool, "adopt", || {
@@ -169,4 +184,62 @@ impl Dispatcher {
 /// Whether a pool has an agent, by its setting there: one that left has a mark that offers nothing.
 pub(crate) fn is_member(setting: Option<AgentSetting>) -> bool {
     setting.is_some_and(|setting| setting.open || setting.capacity > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Fixture;
+
+    /// Whether a pool would offer an agent work.
+    async fn offers(fixture: &Fixture, pool: &str) -> bool {
+        let view = fixture.dispatcher.capacity.inspect(pool, "a", 0).await.unwrap();
+        view.setting.is_some_and(|setting| setting.open)
+    }
+
+    /// Agent `a` has gone from pool `old` to pool `new`, and Redis has been told of `old` alone.
+    async fn gone() -> (Fixture, AgentId) {
+        let fixture = Fixture::new().await;
+        let id = AgentId::new("a").unwrap();
+        fixture.agent("a", "old", 1).await;
+        fixture.agent("b", "new", 1).await;
+        fixture.follows().await;
+        fixture.dispatcher.audit().await.unwrap();
+        fixture.dispatcher.apply_agent(&id).await;
+        assert!(offers(&fixture, "old").await);
+        fixture.agent("a", "new", 1).await;
+        (fixture, id)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_agent_that_its_old_pool_knows_better_is_not_offered_elsewhere() {
+        let (fixture, id) = gone().await;
+        let dispatcher = &fixture.dispatcher;
+        // It came back, and another dispatcher has told Redis of that.
+        let came_back = AgentSetting {
+            capacity: 1,
+            open: true,
+            external_only: false,
+            setting_seq: dispatcher.ledger.position() + 100,
+        };
+        dispatcher.capacity.set_agent("old", "a", came_back, dispatcher.stamp()).await.unwrap();
+        dispatcher.apply_agent(&id).await;
+        assert!(offers(&fixture, "old").await);
+        assert!(!offers(&fixture, "new").await, "it would be offered work twice");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_agent_is_moved_to_where_it_is_when_its_turn_comes() {
+        let (fixture, id) = gone().await;
+        let dispatcher = &fixture.dispatcher;
+        let behind = dispatcher.ledger.agent(&id).unwrap();
+        let new = Pool::new("new").unwrap();
+        assert!(dispatcher.settle_in(&id, &new).await);
+        fixture.agent("a", "old", 1).await;
+        let old = Pool::new("old").unwrap();
+        assert!(!dispatcher.move_agent(&behind, &old).await, "it is not there any more");
+        assert!(!dispatcher.settle_in(&id, &new).await);
+        dispatcher.apply_agent(&id).await;
+        assert!(offers(&fixture, "old").await && !offers(&fixture, "new").await);
+    }
 }

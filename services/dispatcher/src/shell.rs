@@ -132,6 +132,13 @@ impl Dispatcher {
         locked(&self.applied).insert(id.clone(), (pool.clone(), Some(setting)));
     }
 
+    /// What Redis was told of an agent may not be what it has any more.
+    pub(crate) fn doubt_applied(&self, id: &AgentId) {
+        if let Some((_, setting)) = locked(&self.applied).get_mut(id) {
+            *setting = None;
+        }
+    }
+
     /// Whose turn it is to tell Redis of an agent.
     pub(crate) fn turn_of(&self, id: &AgentId) -> Arc<tokio::sync::Mutex<()>> {
         Arc::clone(locked(&self.turns).entry(id.clone()).or_default())
