@@ -1,5 +1,6 @@
 //! What the prober knows: the agents as the log tells them, and what it has seen of each since it started.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use rollcall_core::agent::{Agent, Status};
@@ -78,6 +79,7 @@ impl Known {
         if seq <= self.agent.seq {
             return false;
         }
+        let event = &*not_after(event, time);
         let before = self.agent.status;
         self.note_probe(event);
         self.agent.evolve(seq, event, time);
@@ -106,8 +108,7 @@ impl Known {
                 let well = before.is_some_and(|status| !status.is_silent() && status != Status::Gone);
                 // A drain in the middle of a silence makes no second fall of it.
                 if well && self.silent_since.is_none() {
-                    // Whatever the event says: it did not begin after it was told.
-                    self.troubles().fall(change.since.min(time));
+                    self.troubles().fall(change.since);
                 }
                 self.silent_since = self.silent_since.or(Some(change.since));
             }
@@ -256,6 +257,31 @@ impl Known {
     pub fn beats(&self) -> bool {
         !self.agent.is_from_file()
     }
+}
+
+/// Whatever an event says, it did not begin after it was told: by a clock that was ahead it would be younger than it is.
+fn not_after(event: &AgentEvent, time: Timestamp) -> Cow<'_, AgentEvent> {
+    let mut event = Cow::Borrowed(event);
+    let is_later = match &*event {
+        AgentEvent::Connected(change)
+        | AgentEvent::Degraded(change)
+        | AgentEvent::Disconnected(change)
+        | AgentEvent::Error(change)
+        | AgentEvent::Draining(change)
+        | AgentEvent::Gone(change) => change.since > time,
+        _ => false,
+    };
+    if is_later
+        && let AgentEvent::Connected(change)
+        | AgentEvent::Degraded(change)
+        | AgentEvent::Disconnected(change)
+        | AgentEvent::Error(change)
+        | AgentEvent::Draining(change)
+        | AgentEvent::Gone(change) = event.to_mut()
+    {
+        change.since = time;
+    }
+    event
 }
 
 fn remember<T>(all: &mut Vec<T>, one: T, most: usize) {

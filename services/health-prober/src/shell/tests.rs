@@ -390,6 +390,29 @@ async fn a_clock_of_another_prober_that_is_ahead_hides_no_silence() {
     assert!(bench.entry().live.anchor <= now, "it registered in the future");
 }
 
+#[tokio::test]
+async fn a_clock_of_another_prober_that_is_ahead_makes_no_silence_younger() {
+    let mut bench = Bench::with_agent().await;
+    let before = bench.shell.clock.now();
+    let ahead = before.plus_ms(3_600_000);
+    let change = json!({ "agent_id": AGENT, "instance_id": "i1", "previous": "connected", "reason": "missed_heartbeats",
+        "since": ahead, "evidence": {}, "code": "unreachable" });
+    bench.fold("error", ahead, &change);
+    let now = bench.shell.clock.now();
+    let forget_after_ms = bench.shell.policy.forget_after_ms;
+    let known = &bench.entry().known;
+    for since in [known.silent_since, known.agent.silent_since, Some(known.agent.since)] {
+        assert!(since.is_some_and(|since| (before..=now).contains(&since)), "{since:?} at {now:?}");
+    }
+    assert!(known.forget_due(forget_after_ms).is_some_and(|due| due <= now.plus_ms(forget_after_ms)));
+    // A drain is what it says it is, by then.
+    let drain = json!({ "agent_id": AGENT, "instance_id": "i1", "previous": "error", "reason": "test", "since": ahead,
+        "evidence": {}, "by": "operator" });
+    bench.fold("draining", ahead, &drain);
+    let now = bench.shell.clock.now();
+    assert!(bench.entry().known.agent.operator_drain.as_ref().is_some_and(|drain| drain.since <= now));
+}
+
 /// Quarantined so long ago, by the log.
 async fn quarantined(age_ms: i64) -> Bench {
     let mut bench = Bench::with_agent().await;
