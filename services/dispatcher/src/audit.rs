@@ -286,8 +286,13 @@ impl Dispatcher {
                 let settled = self
                     .in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), hold, self.stamp()))
                     .await;
-                if settled.is_some_and(|s| s.dequeued) {
-                    findings.elsewhere += usize::from(self.place_waiting(id.as_str()).await == Some(true));
+                if let Some(settled) = settled {
+                    // It may have got a slot since it was found, which the next one has now.
+                    self.spawn_launches(pool, settled.promoted);
+                    if settled.dequeued || settled.released {
+                        findings.elsewhere +=
+                            usize::from(self.place_waiting(id.as_str()).await == Some(true));
+                    }
                 }
             }
             // Reserved, not submitted yet: reclaimed with the unconfirmed ones when it is due.
@@ -488,6 +493,7 @@ fn before(now: Timestamp, age: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use rollcall_capacity::{Ask, Priority, Queue};
     use rollcall_core::wire::Delivery;
 
     use super::*;
@@ -526,5 +532,38 @@ mod tests {
         fixture.redis("SET rollcall:{p}:meta nonsense").await;
         fixture.dispatcher.audit().await.unwrap_err();
         assert!(has_its_slot(&fixture).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_got_a_slot_out_of_the_wrong_queue_leaves_it_to_the_next_and_waits_in_its_own() {
+        let fixture = Fixture::new().await;
+        let dispatcher = &fixture.dispatcher;
+        for agent in ["a", "b"] {
+            fixture.agent(agent, "p", 1).await;
+        }
+        fixture.follows().await;
+        dispatcher.audit().await.unwrap();
+        // By the log x waits for b, whose only slot is taken.
+        for (id, agent) in [("on-b", "b"), ("x", "b"), ("next", "a")] {
+            fixture.submitted(id, Some(agent), "p", Delivery::External).await;
+        }
+        fixture.granted("on-b", "b").await;
+        let hold = |id: &str| Hold::new(id, 1);
+        let ask = Ask { priority: Priority::default(), queue_depth: 9, external: true };
+        let (redis, stamp) = (&dispatcher.capacity, dispatcher.stamp());
+        redis.adopt("p", "b", &hold("on-b"), 1, stamp).await.unwrap();
+        // It was found waiting for a, and has got a slot there when that is mended.
+        redis.admit_to_agent("p", "a", &hold("x"), ask, stamp).await.unwrap();
+        redis.admit_to_agent("p", "a", &hold("next"), ask, stamp).await.unwrap();
+        let found = Place::Waiting(Queue::Agent("a".to_owned()));
+        let pool = Pool::new("p").unwrap();
+        let mut findings = Findings::default();
+        dispatcher.audit_hold(&pool, &hold("x"), &found, &mut findings).await.unwrap();
+        assert_eq!(findings.elsewhere, 1);
+        let queue = redis.inspect("p", "b", 9).await.unwrap().queue;
+        assert_eq!(queue.iter().map(|waiting| &waiting.hold).collect::<Vec<_>>(), [&hold("x")]);
+        dispatcher.finish().await;
+        let next = dispatcher.ledger.execution(&ExecutionId::new("next").unwrap()).unwrap();
+        assert_eq!(next.state, State::Running, "what got its slot is launched");
     }
 }

@@ -30,7 +30,7 @@ use crate::{
 pub(crate) struct Fixture {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) redis: RedisServer,
-    pub(crate) nats: NatsServer,
+    _nats: NatsServer,
     pub(crate) bus: Bus,
 }
 
@@ -54,7 +54,7 @@ impl Fixture {
             settings: (&settings).into(),
             cancel: CancellationToken::new(),
         });
-        Self { dispatcher, redis, nats, bus }
+        Self { dispatcher, redis, _nats: nats, bus }
     }
 
     /// It folds the log from here on.
