@@ -5,6 +5,7 @@ use e2e::{
     fleet::{Options, SOON},
     until,
 };
+use rollcall_capacity::{Capacity as _, PoolState, RedisCapacity};
 use serde_json::{Value, json};
 
 /// Whether the dispatchers see it happen.
@@ -26,7 +27,12 @@ fn ids(rows: &Value) -> Vec<String> {
 /// A fleet whose pool `new` has been in use: a pool that is new would be built from the log.
 async fn fleet_with_pools(dispatchers: usize) -> Fleet {
     let fleet = Fleet::start_with(Options::default().replicas("dispatcher", dispatchers)).await;
-    fleet.api("capacity", json!({"pool": "new"})).await.expect("a pool without agents is one");
+    let waits = submit(&fleet, json!({"pool": "new"})).await;
+    fleet.api("cancel", json!({"execution_id": waits})).await.expect("it waits, and can be cancelled");
+    fleet.state(&waits, "cancelled", SOON).await;
+    let redis = RedisCapacity::connect(&fleet.redis.url(), "rollcall").await.expect("redis is there");
+    let meta = redis.meta("new").await.expect("it can be asked").expect("the pool is there");
+    assert_eq!(meta.state, PoolState::Ready, "whoever comes to it is added to what it has");
     fleet
 }
 
