@@ -487,9 +487,9 @@ async fn losing_work_again_and_again_quarantines_and_undrain_lifts_it() {
     for n in 7..9 {
         stage.lose("a1", n, "stalled").await;
     }
-    // All that one crash took is one loss.
+    // All that the crash of its predecessor took is one loss.
     for n in 20..26 {
-        stage.lose("a1", n, "agent_restarted").await;
+        stage.lose_of("a1", "i0", n, "agent_restarted").await;
     }
     assert!(stage.agent("a1").await.get("quarantined").is_none());
     // One of the five was before this prober started.

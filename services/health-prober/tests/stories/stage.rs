@@ -204,13 +204,18 @@ impl Stage {
 
     /// Writes into the log that the agent lost an execution.
     pub(crate) async fn lose(&self, agent: &str, number: u32, reason: &str) {
+        self.lose_of(agent, "i1", number, reason).await;
+    }
+
+    /// The same, of an instance by name.
+    pub(crate) async fn lose_of(&self, agent: &str, instance: &str, number: u32, reason: &str) {
         let (execution, id) = (format!("e{number}"), uuid::Uuid::now_v7().to_string());
         let event = json!({
             "specversion": "1.0", "id": id, "source": "/rollcall/watchdog/test", "subject": execution,
             "type": "rollcall.execution.recovered", "time": rollcall_core::time::SystemClock::new().now(),
             "datacontenttype": "application/json",
             "data": {
-                "execution_id": execution, "attempt": 1, "agent_id": agent, "instance_id": "i1",
+                "execution_id": execution, "attempt": 1, "agent_id": agent, "instance_id": instance,
                 "reason": reason, "action": "failed", "next_attempt": null, "terminate": "not_attempted",
                 "detected_after_ms": 1, "evidence": {}, "message": "m",
             },
