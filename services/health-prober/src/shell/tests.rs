@@ -4,7 +4,7 @@ use rollcall_control::Trust;
 use rollcall_core::subject::Subjects;
 use rollcall_core::wire::{AgentState, Endpoint, GoodbyeReason};
 use rollcall_nats::testing::NatsServer;
-use rollcall_nats::{Entry, EventLog, Link, Message};
+use rollcall_nats::{Entry, EventLog, Link, Message, Subscriber};
 use rollcall_service::Settings;
 use serde_json::{Value, json};
 
@@ -330,8 +330,8 @@ async fn no_responders_counts_for_nothing_once_another_silence_has_begun() {
     assert_eq!(bench.entry().live.edge.vouched, 0);
 }
 
-#[tokio::test]
-async fn a_canary_proves_no_silence_from_after_it_was_sent() {
+/// A prober with an agent whose first canary is back, and what it hears heartbeats with.
+async fn hearing() -> (Bench, Subscriber) {
     let mut bench = Bench::with_agent().await;
     let heartbeats = bench.shell.reach.subjects.all_heartbeats();
     let mut beats = bench.shell.reach.bus.subscribe(heartbeats).await.unwrap();
@@ -340,6 +340,12 @@ async fn a_canary_proves_no_silence_from_after_it_was_sent() {
     let first = bench.canary().await;
     bench.shell.canary_ended(first, &mut beats);
     assert!(bench.shell.hearing.hears());
+    (bench, beats)
+}
+
+#[tokio::test]
+async fn a_canary_proves_no_silence_from_after_it_was_sent() {
+    let (mut bench, mut beats) = hearing().await;
     bench.now = bench.shell.clock.now();
     bench.beat(0, &json!([]));
     // It goes out before the next heartbeat is overdue, and is back afterwards.
@@ -355,13 +361,7 @@ async fn a_canary_proves_no_silence_from_after_it_was_sent() {
 
 #[tokio::test]
 async fn a_canary_that_comes_to_hand_after_a_standstill_proves_nothing() {
-    let mut bench = Bench::with_agent().await;
-    let heartbeats = bench.shell.reach.subjects.all_heartbeats();
-    let mut beats = bench.shell.reach.bus.subscribe(heartbeats).await.unwrap();
-    bench.shell.link_is(Link { connected: true, epoch: 1, changed_at: Instant::now() });
-    bench.shell.listen_up();
-    let first = bench.canary().await;
-    bench.shell.canary_ended(first, &mut beats);
+    let (mut bench, mut beats) = hearing().await;
     bench.beat(0, &json!([]));
     let canary = bench.canary().await;
     // It was back in time, and nobody was there to see it. The tick that would tell comes after it.

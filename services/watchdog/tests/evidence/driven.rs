@@ -11,7 +11,7 @@ use rollcall_core::{
 use watchdog::sight::Void;
 
 use crate::{
-    properties::{Anew, VOIDS, anew},
+    properties::{VOIDS, anew},
     sim::{Begun, CYCLE_MS, HOUR, LIMITS, Sim, Truth, execution},
 };
 
@@ -328,8 +328,7 @@ proptest! {
                 sim.registry(running);
             }
             match anew.next().filter(|_| sim.recovered.is_empty()) {
-                Some(Anew::Blind(void, ms)) => sim.blind(void, ms),
-                Some(Anew::Restart(ms)) => sim.restart(ms),
+                Some(anew) => anew.happen(&mut sim),
                 None => continue,
             }
             began = sim.now;

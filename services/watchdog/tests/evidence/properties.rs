@@ -228,6 +228,15 @@ pub enum Anew {
     Restart(u64),
 }
 
+impl Anew {
+    pub fn happen(self, sim: &mut Sim) {
+        match self {
+            Self::Blind(void, ms) => sim.blind(void, ms),
+            Self::Restart(ms) => sim.restart(ms),
+        }
+    }
+}
+
 pub fn anew() -> impl Strategy<Value = Anew> {
     let void = prop::sample::select(VOIDS.to_vec());
     prop_oneof![
@@ -298,8 +307,7 @@ proptest! {
                 sim.beat(lists, last);
             }
             match anew.next().filter(|_| sim.recovered.is_empty()) {
-                Some(Anew::Blind(void, ms)) => sim.blind(void, ms),
-                Some(Anew::Restart(ms)) => sim.restart(ms),
+                Some(anew) => anew.happen(&mut sim),
                 None => continue,
             }
             began = sim.now;
