@@ -15,6 +15,8 @@ pub(crate) struct Config {
     pub default_timeout_ms: u64,
     /// Time between asking work to end and killing it, in milliseconds.
     pub terminate_grace_ms: u64,
+    /// How long after a dispatch the watchdog does not call it lost.
+    pub(crate) dispatch_grace: Duration,
     /// Private ranges that the control endpoints of agents may be in.
     pub(crate) allow_cidrs: Vec<Cidr>,
     /// Time between two audits.
@@ -32,6 +34,7 @@ impl From<&Settings> for Config {
             queue_ttl_ms: millis(settings.queue_ttl),
             default_timeout_ms: millis(settings.default_timeout),
             terminate_grace_ms: millis(settings.terminate_grace),
+            dispatch_grace: settings.dispatch_grace,
             allow_cidrs: settings.allow_cidrs.clone(),
             audit_interval: settings.audit_interval,
         }

@@ -24,6 +24,8 @@ use crate::{
 
 /// What the ordinary way of a dispatch or a cancellation may take beyond its agent's time to answer.
 const TAKE_UP_MARGIN: Duration = Duration::from_secs(3);
+/// The least of that, for fleets whose dispatch grace leaves no more: writing down what was answered, or that nothing was.
+const TAKE_UP_MARGIN_MIN: Duration = Duration::from_millis(500);
 /// How often such a wait looks at the log's fold when no heartbeat comes.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -114,12 +116,9 @@ impl Dispatcher {
         }
     }
 
-    /// How old a dispatch or a cancellation must be before whoever looks takes it up, whoever began it. A dispatch does not wait
-    /// for what work is given to end: the watchdog would call it lost before.
+    /// How old a dispatch or a cancellation must be before whoever looks takes it up, whoever began it.
     pub(crate) fn take_up_ages(&self) -> TakeUpAges {
-        let after =
-            |answer: Duration| u64::try_from((answer + TAKE_UP_MARGIN).as_millis()).unwrap_or(u64::MAX);
-        TakeUpAges { dispatch_ms: after(DISPATCH_ANSWER_TIMEOUT), cancel_ms: after(self.terminate_timeout()) }
+        take_up_ages(self.settings.dispatch_grace, self.terminate_timeout())
     }
 
     /// Takes up dispatches and cancellations that are old enough, as their dispatcher may have died: agents take a repeated
@@ -175,6 +174,19 @@ impl Dispatcher {
     }
 }
 
+/// Each is what its ordinary way takes at most. A dispatch does not wait for what work is given to end, nor, if that can be, beyond a
+/// quarter of the grace after which the watchdog calls it lost: the rest is for a dispatcher to start, to hear its agent, and
+/// to ask.
+fn take_up_ages(dispatch_grace: Duration, terminate_timeout: Duration) -> TakeUpAges {
+    let margin = (dispatch_grace / 4).saturating_sub(DISPATCH_ANSWER_TIMEOUT);
+    let margin = margin.clamp(TAKE_UP_MARGIN_MIN, TAKE_UP_MARGIN);
+    let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    TakeUpAges {
+        dispatch_ms: ms(DISPATCH_ANSWER_TIMEOUT + margin),
+        cancel_ms: ms(terminate_timeout + TAKE_UP_MARGIN),
+    }
+}
+
 /// The next message of a subscription.
 async fn futures_next(beats: &mut rollcall_nats::Subscriber) -> Option<rollcall_nats::Message> {
     use futures_util::StreamExt as _;
@@ -186,6 +198,15 @@ mod tests {
     use rollcall_core::InstanceId;
 
     use super::*;
+
+    #[test]
+    fn a_dispatch_is_taken_up_long_before_it_is_called_lost() {
+        let after = |grace_ms| take_up_ages(Duration::from_millis(grace_ms), Duration::from_secs(12));
+        assert_eq!(after(60_000), TakeUpAges { dispatch_ms: 5_000, cancel_ms: 15_000 });
+        assert_eq!(after(12_000), TakeUpAges { dispatch_ms: 3_000, cancel_ms: 15_000 });
+        // Never while its agent may still answer whoever asked.
+        assert_eq!(after(2_000), TakeUpAges { dispatch_ms: 2_500, cancel_ms: 15_000 });
+    }
 
     #[test]
     fn each_dispatch_of_an_attempt_has_its_own_wait() {
