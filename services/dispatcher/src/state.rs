@@ -63,7 +63,7 @@ pub struct Projection {
     /// Executions whose agent has not answered a dispatch or a cancellation, by how long.
     unanswered: BTreeSet<(Timestamp, ExecutionId)>,
     /// Dispatches that nobody has accepted yet, with the sequences of their events.
-    dispatched: HashMap<ExecutionId, u64>,
+    dispatched: HashMap<ExecutionId, (Pool, u64)>,
     /// How far each pool's capacity has reflected the log, by the log.
     reflected: BTreeMap<Pool, u64>,
     /// Ended executions, oldest first.
@@ -135,15 +135,18 @@ impl Projection {
         (folded, changes)
     }
 
-    /// Before an agent was asked, its slot was confirmed with the sequence of its dispatch: an agent that accepted proves that.
+    /// Before an agent was asked, its slot was confirmed with the sequence of its dispatch: an agent that accepted proves that, of
+    /// the pool in which it was then.
     fn note_reflected(&mut self, seq: u64, event: &ExecutionEvent, after: &Execution) {
         match event {
-            ExecutionEvent::Dispatched(_) => _ = self.dispatched.insert(after.id().clone(), seq),
+            ExecutionEvent::Dispatched(_) => {
+                let pool = self.pool_of(after);
+                self.dispatched.insert(after.id().clone(), (pool, seq));
+            }
             ExecutionEvent::Started(_) => {
-                if let Some(dispatched) = self.dispatched.get(after.id()).copied() {
-                    let pool = self.pool_of(after);
-                    let reflected = self.reflected.entry(pool).or_default();
-                    *reflected = dispatched.max(*reflected);
+                if let Some((pool, dispatched)) = self.dispatched.get(after.id()) {
+                    let reflected = self.reflected.entry(pool.clone()).or_default();
+                    *reflected = (*dispatched).max(*reflected);
                 }
             }
             _ => {}

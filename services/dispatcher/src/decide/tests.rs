@@ -504,6 +504,9 @@ fn an_agent_that_accepted_shows_how_far_redis_has_come() {
         let started = known(&projection, name).start(1).unwrap();
         projection.apply_execution(seq + place, &started, T0).unwrap();
         assert_eq!(projection.reflected().get("p"), Some(&(seq + 2)), "the dispatch of y");
+        // Where it goes after it was asked has nothing to do with that.
+        projection.apply_agent(101, &AgentEvent::Registered(profile("a", "q", 4)), T0);
+        assert_eq!(projection.reflected().get("q"), None);
     }
 }
 
