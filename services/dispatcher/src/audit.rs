@@ -310,6 +310,7 @@ impl Dispatcher {
                 findings.elsewhere += usize::from(self.claim_unanswered(pool, fresh.as_ref()).await);
             }
             Misplaced::Elsewhere { agent, since_ms } => {
+                let Ok(agent_id) = AgentId::new(&agent) else { return Ok(()) };
                 let moved = match place {
                     // The log was asked after this was found: a slot that is the same one still can't be its next.
                     Place::Slot { agent: on, granted_at_ms } => {
@@ -319,15 +320,11 @@ impl Dispatcher {
                             self.capacity.relocate(pool.as_str(), &found, &agent, since_ms, self.stamp())
                         })
                         .await
+                            == Some(true)
                     }
-                    Place::Waiting(_) => {
-                        self.in_redis(pool, "adopt", || {
-                            self.capacity.adopt(pool.as_str(), &agent, hold, since_ms, self.stamp())
-                        })
-                        .await
-                    }
+                    Place::Waiting(_) => self.adopt(pool, hold, &agent_id, since_ms).await,
                 };
-                findings.elsewhere += usize::from(moved == Some(true));
+                findings.elsewhere += usize::from(moved);
             }
         }
         Ok(())
@@ -384,14 +381,8 @@ impl Dispatcher {
                 findings.missing += usize::from(self.claim_unanswered(pool, Some(&execution)).await);
             }
             Some(held) => {
-                let agent = held.agent_id.as_str().to_owned();
-                let since = decide::millis(held.dispatched_at);
-                let adopted = self
-                    .in_redis(pool, "adopt", || {
-                        self.capacity.adopt(pool.as_str(), &agent, &hold, since, self.stamp())
-                    })
-                    .await;
-                findings.missing += usize::from(adopted == Some(true));
+                let since_ms = decide::millis(held.dispatched_at);
+                findings.missing += usize::from(self.adopt(pool, &hold, &held.agent_id, since_ms).await);
             }
             None if execution.state == State::Queued => {
                 // Its effect may be on its way: only what has waited for a while is missing.

@@ -37,6 +37,12 @@ pub fn hold(execution: &Execution, attempt: u32) -> Hold {
     Hold::new(execution.id().as_str(), attempt)
 }
 
+/// Whether the log gives this attempt a slot.
+#[must_use]
+pub fn holds(execution: Option<&Execution>, hold: &Hold) -> bool {
+    execution.and_then(Execution::holder).is_some_and(|held| held.number == hold.attempt)
+}
+
 /// The queue an execution waits in.
 #[must_use]
 pub fn queue_of(execution: &Execution) -> Queue {

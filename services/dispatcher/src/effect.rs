@@ -6,7 +6,7 @@ use rollcall_capacity::{AgentSetting, Capacity, Error as CapacityError, Grant, R
 use rollcall_core::{
     AgentId, ExecutionId, Pool,
     agent::Agent,
-    execution::{Execution, State},
+    execution::{Attempt, Execution, State},
 };
 
 use crate::{
@@ -22,10 +22,30 @@ const EFFECT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Which slot an attempt leaves when it waits again as the same one.
 pub(crate) enum Leaves {
-    /// One of the agent that refused it, which is offered nothing for now; without an agent, none.
-    Refused(Option<String>),
+    /// None: whatever place it has, it keeps.
+    None,
+    /// One of the agent that refused it, which is offered nothing for now.
+    Refused(Refused),
     /// The one that it was granted at this moment, milliseconds since 1970.
     Granted(u64),
+}
+
+/// A dispatch, or a slot, that an agent did not take.
+pub(crate) struct Refused {
+    /// The agent.
+    pub(crate) agent: String,
+    /// When its slot was granted at the latest, milliseconds since 1970. What was granted later is for another dispatch: Redis
+    /// may have been filled by the log since, and the same attempt dispatched to the same agent again.
+    pub(crate) by_ms: u64,
+}
+
+impl Refused {
+    /// By what the log says that went before: the event that put it back, and the dispatch that was refused, whose dispatcher's
+    /// clock may be ahead of the one that wrote the event.
+    pub(crate) fn of(agent: String, after: &Execution, held: Option<&Attempt>) -> Self {
+        let last = held.map_or(after.state_since, |held| held.dispatched_at.max(after.state_since));
+        Self { agent, by_ms: decide::millis(last) }
+    }
 }
 
 impl Dispatcher {
@@ -52,7 +72,11 @@ impl Dispatcher {
                         self.settle(pool, &old).await;
                     }
                     let watched = hold_back.clone();
-                    self.requeue(&change.after, old, new, Leaves::Refused(hold_back)).await;
+                    let held = change.before.as_ref().and_then(Execution::holder);
+                    let leaves = hold_back.map_or(Leaves::None, |agent| {
+                        Leaves::Refused(Refused::of(agent, &change.after, held))
+                    });
+                    self.requeue(&change.after, old, new, leaves).await;
                     if let Some(agent) = watched.and_then(|a| AgentId::new(&a).ok()) {
                         self.spawn_reopen(agent);
                     }
@@ -61,7 +85,8 @@ impl Dispatcher {
         }
     }
 
-    async fn settle(self: &Arc<Self>, pool: &Pool, hold: &rollcall_capacity::Hold) {
+    /// Gives back whatever an attempt has.
+    pub(crate) async fn settle(self: &Arc<Self>, pool: &Pool, hold: &rollcall_capacity::Hold) {
         let settled =
             self.in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), hold, self.stamp())).await;
         if let Some(settled) = settled {
@@ -92,9 +117,10 @@ impl Dispatcher {
         leaves: Leaves,
     ) -> Option<bool> {
         let pool = self.ledger.read(|p| p.pool_of(execution));
-        let (hold_back, granted_at_ms) = match leaves {
-            Leaves::Refused(agent) => (agent, None),
-            Leaves::Granted(at_ms) => (None, Some(at_ms)),
+        let (hold_back, granted_at_ms, granted_by_ms) = match leaves {
+            Leaves::None => (None, None, None),
+            Leaves::Refused(Refused { agent, by_ms }) => (Some(agent), None, Some(by_ms)),
+            Leaves::Granted(at_ms) => (None, Some(at_ms), None),
         };
         let requeue = Requeue {
             old,
@@ -103,6 +129,7 @@ impl Dispatcher {
             priority: decide::priority_of(execution),
             hold_back,
             granted_at_ms,
+            granted_by_ms,
         };
         let done = self
             .in_redis(&pool, "requeue", || self.capacity.requeue(pool.as_str(), &requeue, self.stamp()))
@@ -190,7 +217,7 @@ impl Dispatcher {
         let known = ExecutionId::new(id).ok().and_then(|id| self.ledger.execution(&id));
         let Some(execution) = known.filter(|e| e.state == State::Queued) else { return Some(false) };
         let hold = decide::hold(&execution, execution.attempt);
-        self.requeue(&execution, hold.clone(), hold, Leaves::Refused(None)).await
+        self.requeue(&execution, hold.clone(), hold, Leaves::None).await
     }
 
     /// Runs an operation in Redis, rebuilding the pool when that is what it takes. `None`: it did not happen; the
@@ -243,5 +270,35 @@ impl Dispatcher {
                 dispatcher.spawn(async move { asking.ask(ask).await });
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_capacity::{Ask, Hold};
+    use rollcall_core::wire::Delivery;
+
+    use super::*;
+    use crate::fixture::Fixture;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_refusal_that_redis_hears_late_leaves_the_next_dispatch_its_slot() {
+        let fixture = Fixture::new().await;
+        fixture.agent("a", "p", 1).await;
+        fixture.follows().await;
+        let dispatcher = &fixture.dispatcher;
+        dispatcher.audit().await.unwrap();
+        fixture.submitted("x", Some("a"), "p", Delivery::Push).await;
+        fixture.granted("x", "a").await;
+        let id = ExecutionId::new("x").unwrap();
+        let refused = dispatcher.ledger.decide(&id, |e| e.queue(1, Some("busy".to_owned()))).await.unwrap();
+        // Meanwhile Redis was lost, filled by the log, and what waits there got its slot.
+        let later = Stamp::new(decide::millis(refused.after.state_since) + 1, refused.after.seq);
+        let (hold, ask) =
+            (Hold::new("x", 1), Ask { priority: Default::default(), queue_depth: 1, external: false });
+        dispatcher.capacity.admit_to_agent("p", "a", &hold, ask, later).await.unwrap();
+        dispatcher.carry_out(&refused).await;
+        let view = dispatcher.capacity.inspect("p", "a", 9).await.unwrap();
+        assert_eq!(view.held.into_iter().map(|slot| slot.hold).collect::<Vec<_>>(), [hold]);
     }
 }

@@ -14,7 +14,13 @@ use rollcall_core::{
 use rollcall_nats::RequestError;
 use serde_json::value::RawValue;
 
-use crate::{decide, effect::Leaves, ledger::DecideError, shell::Dispatcher, state::Change};
+use crate::{
+    decide,
+    effect::{Leaves, Refused},
+    ledger::DecideError,
+    shell::Dispatcher,
+    state::Change,
+};
 
 /// How long an agent has to answer a dispatch before its outcome is unknown (PROTOCOL.md 4, `submit`).
 pub(crate) const DISPATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -104,7 +110,7 @@ impl Dispatcher {
         // Reserved but not in the log yet: whoever submits it will find the slot when its event has landed.
         let (Some(execution), agent) = (execution?, agent?) else { return Ok(None) };
         if execution.state != State::Queued || execution.attempt != grant.hold.attempt {
-            self.give_back_unless_held(pool, grant, Some(&execution)).await;
+            self.give_back_unless_held(pool, &grant.hold, Some(&execution)).await;
             return Ok(None);
         }
         if execution.request.agent_id.as_ref().is_some_and(|named| *named != agent_id) {
@@ -164,7 +170,7 @@ impl Dispatcher {
             Ok(change) => change.after,
             Err(DecideError::Refused(_)) => {
                 let fresh = self.ledger.fresh_execution(id).await?;
-                self.give_back_unless_held(pool, grant, fresh.as_ref()).await;
+                self.give_back_unless_held(pool, &grant.hold, fresh.as_ref()).await;
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -223,7 +229,7 @@ impl Dispatcher {
             Ok(change) => {
                 let hold = grant.hold.clone();
                 let leaves = if crowded {
-                    Leaves::Refused(Some(grant.agent.clone()))
+                    Leaves::Refused(Refused::of(grant.agent.clone(), &change.after, Some(&held)))
                 } else {
                     // The log may have been believed meanwhile, and the slot noted as it says.
                     Leaves::Granted(decide::millis(held.dispatched_at))
@@ -243,15 +249,41 @@ impl Dispatcher {
     /// The slot that the log gives to external work and that is gone: noted before anybody else gets it, in the pool where its
     /// agent is now. If Redis does not answer, the audit is asked to look.
     async fn give_by_log(self: &Arc<Self>, hold: &Hold, held: &Attempt) {
-        let Some(pool) = self.ledger.agent(&held.agent_id).map(|agent| agent.pool()) else {
-            self.ask_for_audit();
-            return;
-        };
-        let (agent, since_ms) = (held.agent_id.as_str(), decide::millis(held.dispatched_at));
-        self.in_redis(&pool, "adopt", || {
-            self.capacity.adopt(pool.as_str(), agent, hold, since_ms, self.stamp())
-        })
-        .await;
+        match self.ledger.agent(&held.agent_id).map(|agent| agent.pool()) {
+            Some(pool) => {
+                _ = self.adopt(&pool, hold, &held.agent_id, decide::millis(held.dispatched_at)).await
+            }
+            None => self.ask_for_audit(),
+        }
+    }
+
+    /// Notes the slot that the log gives to an attempt, whatever room there is. Whether that had to be done, and is right.
+    pub(crate) async fn adopt(
+        self: &Arc<Self>,
+        pool: &Pool,
+        hold: &Hold,
+        agent: &AgentId,
+        since_ms: u64,
+    ) -> bool {
+        let adopt = || self.capacity.adopt(pool.as_str(), agent.as_str(), hold, since_ms, self.stamp());
+        self.in_redis(pool, "adopt", adopt).await == Some(true) && self.is_still_held(pool, hold).await
+    }
+
+    /// Whether the attempt still has its slot, now that Redis was told so by what the log had said before. If it ended meanwhile,
+    /// whoever wrote that has given back what was not noted yet, so the slot goes back here.
+    async fn is_still_held(self: &Arc<Self>, pool: &Pool, hold: &Hold) -> bool {
+        let Ok(id) = ExecutionId::new(&hold.execution_id) else { return false };
+        match self.ledger.fresh_execution(&id).await {
+            Ok(execution) => {
+                self.give_back_unless_held(pool, hold, execution.as_ref()).await;
+                decide::holds(execution.as_ref(), hold)
+            }
+            Err(error) => {
+                tracing::debug!(execution_id = %id, %error, "left to the audit");
+                self.ask_for_audit();
+                false
+            }
+        }
     }
 
     /// A slot of an agent that takes no work any more goes back; who was to have it waits at the head of its queue.
@@ -269,13 +301,13 @@ impl Dispatcher {
                 // First, or the slot would be given to the next one.
                 self.tell_of(agent).await;
                 let hold = grant.hold.clone();
-                let refused = Leaves::Refused(Some(grant.agent.clone()));
+                let refused = Leaves::Refused(Refused::of(grant.agent.clone(), &change.after, None));
                 self.requeue(&change.after, hold.clone(), hold, refused).await;
                 self.spawn_reopen(agent.id.clone());
             }
             Err(DecideError::Refused(_)) => {
                 let fresh = self.ledger.fresh_execution(id).await?;
-                self.give_back_unless_held(pool, grant, fresh.as_ref()).await;
+                self.give_back_unless_held(pool, &grant.hold, fresh.as_ref()).await;
             }
             Err(error) => return Err(error),
         }
@@ -304,20 +336,12 @@ impl Dispatcher {
     async fn give_back_unless_held(
         self: &Arc<Self>,
         pool: &Pool,
-        grant: &Grant,
+        hold: &Hold,
         execution: Option<&Execution>,
     ) {
-        let held =
-            execution.and_then(Execution::holder).is_some_and(|held| held.number == grant.hold.attempt);
-        let waits = execution.is_some_and(|e| e.state == State::Queued && e.attempt == grant.hold.attempt);
-        if held || waits {
-            return;
-        }
-        let settled = self
-            .in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), &grant.hold, self.stamp()))
-            .await;
-        if let Some(settled) = settled {
-            self.spawn_launches(pool, settled.promoted);
+        let waits = execution.is_some_and(|e| e.state == State::Queued && e.attempt == hold.attempt);
+        if !waits && !decide::holds(execution, hold) {
+            self.settle(pool, hold).await;
         }
     }
 
@@ -359,7 +383,8 @@ impl Dispatcher {
         }
     }
 
-    /// The slot that the log gives to a dispatch whose agent has not answered, if it has it or there is room for it.
+    /// The slot that the log gives to a dispatch whose agent has not answered, if it has it or there is room for it. `None`: nobody
+    /// knows, or it has ended and needs none.
     pub(crate) async fn claim_by_log(
         self: &Arc<Self>,
         pool: &Pool,
@@ -367,7 +392,11 @@ impl Dispatcher {
         agent: &AgentId,
     ) -> Option<Confirmation> {
         let grant = Grant { hold, agent: agent.as_str().to_owned(), epoch: Epoch::before_all() };
-        self.in_redis(pool, "confirm", || self.capacity.confirm(pool.as_str(), &grant, self.stamp())).await
+        let confirmed = self
+            .in_redis(pool, "confirm", || self.capacity.confirm(pool.as_str(), &grant, self.stamp()))
+            .await;
+        let is_new = confirmed == Some(Confirmation::Confirmed { reclaimed: true });
+        if is_new && !self.is_still_held(pool, &grant.hold).await { None } else { confirmed }
     }
 
     /// Writes down what an agent said to a dispatch.
@@ -502,6 +531,40 @@ mod tests {
     use super::*;
     use crate::fixture::Fixture;
 
+    async fn held(fixture: &Fixture) -> Vec<Hold> {
+        let view = fixture.dispatcher.capacity.inspect("p", "a", 9).await.unwrap();
+        view.held.into_iter().map(|slot| slot.hold).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_ended_while_its_slot_was_noted_by_the_log_keeps_none() {
+        let fixture = Fixture::new().await;
+        fixture.agent("a", "p", 1).await;
+        fixture.follows().await;
+        let dispatcher = &fixture.dispatcher;
+        dispatcher.audit().await.unwrap();
+        let (pool, agent, hold) = (Pool::new("p").unwrap(), AgentId::new("a").unwrap(), Hold::new("x", 1));
+        fixture.submitted("x", Some("a"), "p", Delivery::Push).await;
+        fixture.granted("x", "a").await;
+        // As long as it holds, the log's word is enough for a slot, and where there is room for a claim too.
+        assert!(dispatcher.adopt(&pool, &hold, &agent, 1).await);
+        assert_eq!(held(&fixture).await, std::slice::from_ref(&hold));
+        dispatcher.settle(&pool, &hold).await;
+        let claimed = dispatcher.claim_by_log(&pool, hold.clone(), &agent).await;
+        assert_eq!(claimed, Some(Confirmation::Confirmed { reclaimed: true }));
+        dispatcher.settle(&pool, &hold).await;
+
+        // It ends after whoever looks has read that it holds; its end finds nothing to give back.
+        let id = ExecutionId::new("x").unwrap();
+        dispatcher.ledger.decide(&id, |e| e.cancel("not needed", "api")).await.unwrap();
+        let ended = |e: &Execution| e.confirm_cancel(1, "agent", None, None);
+        dispatcher.ledger.decide(&id, ended).await.unwrap();
+        assert!(!dispatcher.adopt(&pool, &hold, &agent, 1).await);
+        assert_eq!(held(&fixture).await, []);
+        assert_eq!(dispatcher.claim_by_log(&pool, hold.clone(), &agent).await, None);
+        assert_eq!(held(&fixture).await, []);
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn external_work_whose_slot_is_gone_gets_the_one_that_the_log_gives_it() {
         let fixture = Fixture::new().await;
@@ -520,7 +583,6 @@ mod tests {
         let pool = Pool::new("p").unwrap();
         let told = dispatcher.confirm_again(&pool, &grant, dispatched).await.unwrap();
         assert!(told.is_some(), "the event is the grant");
-        let held = dispatcher.capacity.inspect("p", "a", 9).await.unwrap().held;
-        assert_eq!(held.iter().map(|slot| &slot.hold).collect::<Vec<_>>(), [&grant.hold]);
+        assert_eq!(held(&fixture).await, [grant.hold]);
     }
 }

@@ -138,6 +138,7 @@ impl Capacity for ModelCapacity {
 
     async fn requeue(&self, pool: &str, requeue: &Requeue, stamp: Stamp) -> Result<Requeued> {
         requeue.granted_at_ms.map(|at| exact("granted_at_ms", at)).transpose()?;
+        requeue.granted_by_ms.map(|at| exact("granted_by_ms", at)).transpose()?;
         self.with(pool, stamp, |pool| pool.requeue(requeue, stamp.now_ms))
     }
 

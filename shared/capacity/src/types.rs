@@ -254,6 +254,9 @@ pub struct Requeue {
     /// When the slot was granted that is to be taken back, milliseconds since 1970: when old and new are the same, the
     /// hold leaves no slot that it got at another moment. With neither this nor `hold_back` it keeps whatever place it has.
     pub granted_at_ms: Option<u64>,
+    /// The last moment at which the slot can have been granted that is to be taken back, milliseconds since 1970: when old and
+    /// new are the same, the hold keeps a slot that it got later. For who knows when the slot became unwanted.
+    pub granted_by_ms: Option<u64>,
 }
 
 /// What a requeue did.

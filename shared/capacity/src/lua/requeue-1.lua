@@ -2,9 +2,9 @@
 --
 -- Input   KEYS 1: meta. ARGV [5] old member, [6] new member, [7] agent of the queue ('' the pool's), [8] priority,
 --         [9] agent that is held back ('' none), [10] needs no dispatch 0|1,
---         [11] when the slot to be taken back was granted, ms ('' none).
+--         [11] when the slot to be taken back was granted, ms ('' none), [12] when at the latest ('' none).
 -- Output  released 0|1, dequeued 0|1, queued 0|1, {member, agent, ...} promoted
-local old, new, target, refuser, granted = ARGV[5], ARGV[6], ARGV[7], ARGV[9], ARGV[11]
+local old, new, target, refuser, granted, latest = ARGV[5], ARGV[6], ARGV[7], ARGV[9], ARGV[11], ARGV[12]
 local promoted = {}
 
 if old == new then
@@ -12,8 +12,9 @@ if old == new then
   local at = call('HGET', where_key, old)
   local leaves = at and string.sub(at, 1, 1) == 's' and (refuser ~= '' or granted ~= '')
   if leaves and refuser ~= '' then leaves = at == 's' .. refuser end
-  if leaves and granted ~= '' then
-    leaves = tonumber(call('ZSCORE', slots_of(string.sub(at, 2)), old) or -1) == tonumber(granted)
+  if leaves and (granted ~= '' or latest ~= '') then
+    local since = tonumber(call('ZSCORE', slots_of(string.sub(at, 2)), old) or -1)
+    leaves = (granted == '' or since == tonumber(granted)) and (latest == '' or since <= tonumber(latest))
   end
   if at and not leaves then return finish(false, { 0, 0, 0, 0, 0, promoted }) end
 end

@@ -338,7 +338,8 @@ impl Pool {
     }
 
     pub(super) fn requeue(&mut self, requeue: &Requeue, now_ms: u64) -> (Requeued, bool) {
-        let Requeue { old, new, queue, priority, hold_back, granted_at_ms: meant } = requeue;
+        let Requeue { old, new, queue, priority, hold_back, granted_at_ms: meant, granted_by_ms: last } =
+            requeue;
         let mut done = Requeued::default();
         if old == new {
             let keeps = match self.places.get(old) {
@@ -348,6 +349,7 @@ impl Pool {
                     (hold_back.is_none() && meant.is_none())
                         || hold_back.as_ref().is_some_and(|refuser| refuser != agent)
                         || meant.is_some_and(|meant| meant != *granted_at_ms)
+                        || last.is_some_and(|last| last < *granted_at_ms)
                 }
             };
             if keeps {

@@ -10,6 +10,11 @@ use crate::{
 
 const BATCH: Arg<'static> = Arg::Number(PROMOTE_BATCH as u64);
 
+/// A moment for a script; none is an empty text.
+fn moment(what: &'static str, at_ms: Option<u64>) -> Result<Arg<'static>> {
+    at_ms.map_or(Ok(Arg::Text("")), |at| Ok(Arg::Number(exact(what, at)?)))
+}
+
 impl RedisCapacity {
     async fn change(
         &self,
@@ -113,10 +118,8 @@ impl RedisCapacity {
             Arg::Number(requeue.priority.get().into()),
             Arg::Text(requeue.hold_back.as_deref().unwrap_or_default()),
             Arg::Number((requeue.queue == Queue::External).into()),
-            match requeue.granted_at_ms {
-                Some(at) => Arg::Number(exact("granted_at_ms", at)?),
-                None => Arg::Text(""),
-            },
+            moment("granted_at_ms", requeue.granted_at_ms)?,
+            moment("granted_by_ms", requeue.granted_by_ms)?,
         ];
         let (epoch, mut reply) = self.change(&operation::REQUEUE, pool, stamp, &args).await?;
         Ok(Requeued {

@@ -51,6 +51,7 @@ enum Step {
         priority: u8,
         hold_back: Option<usize>,
         granted_at_ms: Option<u64>,
+        granted_by_ms: Option<u64>,
     },
     Adopt {
         agent: usize,
@@ -148,9 +149,10 @@ fn any_step() -> impl Strategy<Value = Step> {
         9 => any_hold().prop_map(|hold| Step::Settle { hold }),
         4 => any_hold().prop_map(|hold| Step::Reclaim { hold }),
         8 => (any_hold(), proptest::option::of(any_hold()), any_queue(), 0..3u8,
-            proptest::option::of(agent()), proptest::option::weighted(0.3, 0..9u64))
-            .prop_map(|(old, new, queue, priority, hold_back, granted_at_ms)| {
-                Step::Requeue { old, new, queue, priority, hold_back, granted_at_ms }
+            proptest::option::of(agent()), proptest::option::weighted(0.3, 0..9u64),
+            proptest::option::weighted(0.3, 0..9u64))
+            .prop_map(|(old, new, queue, priority, hold_back, granted_at_ms, granted_by_ms)| {
+                Step::Requeue { old, new, queue, priority, hold_back, granted_at_ms, granted_by_ms }
             }),
         2 => (agent(), any_hold()).prop_map(|(agent, hold)| Step::Adopt { agent, hold }),
         3 => (agent(), agent(), any_hold(), 0..9u64)
@@ -230,7 +232,7 @@ impl<C: Capacity> Side<C> {
                 let answer = c.reclaim(POOL, hold, stamp).await;
                 self.promoted(answer, |settled| &settled.promoted)
             }
-            Step::Requeue { old, new, queue: to, priority, hold_back, granted_at_ms } => {
+            Step::Requeue { old, new, queue: to, priority, hold_back, granted_at_ms, granted_by_ms } => {
                 let requeue = Requeue {
                     old: old.clone(),
                     new: new.as_ref().unwrap_or(old).clone(),
@@ -238,6 +240,7 @@ impl<C: Capacity> Side<C> {
                     priority: Priority::new(*priority).unwrap(),
                     hold_back: hold_back.map(|agent| AGENTS[agent].to_owned()),
                     granted_at_ms: *granted_at_ms,
+                    granted_by_ms: *granted_by_ms,
                 };
                 let answer = c.requeue(POOL, &requeue, stamp).await;
                 self.promoted(answer, |requeued| &requeued.promoted)

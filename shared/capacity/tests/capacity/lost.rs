@@ -299,6 +299,7 @@ async fn nothing_in_redis_expires_by_itself() {
         priority: Priority::default(),
         hold_back: Some("a".into()),
         granted_at_ms: None,
+        granted_by_ms: None,
     };
     c.requeue(POOL, &back, at(4)).await.unwrap();
     c.reopen(POOL, "a", at(5)).await.unwrap();

@@ -104,6 +104,7 @@ async fn race(c: &RedisCapacity, random: &mut StdRng, number: u64, round: u64) {
                 priority: Priority::default(),
                 hold_back: refusal.then(|| agent.to_owned()),
                 granted_at_ms: None,
+                granted_by_ms: None,
             };
             let requeued = c.requeue(POOL, &requeue, stamp).await.unwrap();
             tell_promoted(&requeued.promoted);

@@ -41,6 +41,7 @@ on_both!(
     a_repeated_requeue_changes_nothing,
     a_requeue_takes_another_free_agent,
     requeued_as_it_is_a_hold_leaves_only_the_slot_that_is_meant,
+    a_refusal_takes_back_no_slot_that_was_granted_after_it,
     what_the_log_gives_is_claimed_where_there_is_room,
     one_slot_too_many_is_said_to_be_that,
     who_waits_ahead_is_served_first,
@@ -161,6 +162,7 @@ async fn priority_then_arrival_then_requeues_first<C: Capacity>(c: C) {
         priority: Priority::new(priority).unwrap(),
         hold_back: None,
         granted_at_ms: None,
+        granted_by_ms: None,
     };
     c.requeue(POOL, &back("b2", 5), at(3)).await.unwrap();
     c.requeue(POOL, &back("b1", 5), at(3)).await.unwrap();
@@ -311,6 +313,7 @@ fn refused(name: &str, agent: &str, queue: Queue) -> Requeue {
         priority: Priority::default(),
         hold_back: Some(agent.into()),
         granted_at_ms: None,
+        granted_by_ms: None,
     }
 }
 
@@ -368,6 +371,7 @@ async fn a_requeue_takes_another_free_agent<C: Capacity>(c: C) {
         priority: Priority::default(),
         hold_back: None,
         granted_at_ms: None,
+        granted_by_ms: None,
     };
     let done = c.requeue(POOL, &lost, at(3)).await.unwrap();
     let got: Vec<_> = done.promoted.iter().map(|g| (g.hold.to_string(), g.agent.clone())).collect();
@@ -399,6 +403,20 @@ async fn requeued_as_it_is_a_hold_leaves_only_the_slot_that_is_meant<C: Capacity
     assert!(matches!(
         c.requeue(POOL, &place(Some(MAX_EXACT + 1)), at(5)).await,
         Err(Error::OutOfRange { what: "granted_at_ms", .. })
+    ));
+}
+
+async fn a_refusal_takes_back_no_slot_that_was_granted_after_it<C: Capacity>(c: C) {
+    with_agent(&c, "a", 1).await;
+    c.admit_to_agent(POOL, "a", &hold("x"), ask(5, 9), at(5)).await.unwrap();
+    let refused_at = |ms| Requeue { granted_by_ms: Some(ms), ..refused("x", "a", Queue::Agent("a".into())) };
+    assert_eq!(c.requeue(POOL, &refused_at(4), at(6)).await.unwrap(), Default::default());
+    assert_eq!(c.inspect(POOL, "a", 9).await.unwrap().held[0].hold, hold("x"));
+    let done = c.requeue(POOL, &refused_at(5), at(7)).await.unwrap();
+    assert!(done.released && done.queued, "{done:?}");
+    assert!(matches!(
+        c.requeue(POOL, &refused_at(MAX_EXACT + 1), at(8)).await,
+        Err(Error::OutOfRange { what: "granted_by_ms", .. })
     ));
 }
 

@@ -90,6 +90,7 @@ async fn no_script_is_slow_with_a_hundred_thousand() {
             priority: Priority::new(9).unwrap(),
             hold_back: (i % 3 == 0).then(|| "big".to_owned()),
             granted_at_ms: None,
+            granted_by_ms: None,
         },
         stamp(i)
     ));

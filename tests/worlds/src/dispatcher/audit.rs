@@ -162,7 +162,7 @@ impl Dispatcher {
             return;
         }
         if let Ok(change) = self.put_back(execution.id(), hold.attempt, "launch_lost").await {
-            self.requeue(&change.after, hold.clone(), hold.clone(), None, Some(granted_at_ms)).await;
+            self.requeue(&change.after, hold.clone(), hold.clone(), None, Some(granted_at_ms), None).await;
         }
     }
 

@@ -84,7 +84,13 @@ impl Dispatcher {
                 }
                 Effect::Requeue { old, new, hold_back } => {
                     let watched = hold_back.clone();
-                    self.requeue(&change.after, old, new, hold_back, None).await;
+                    let asked = change.before.as_ref().and_then(Execution::holder).map(|h| h.dispatched_at);
+                    let by = watched.as_ref().map(|_| {
+                        decide::millis(
+                            asked.map_or(change.after.state_since, |at| at.max(change.after.state_since)),
+                        )
+                    });
+                    self.requeue(&change.after, old, new, hold_back, None, by).await;
                     if let Some(agent) = watched.and_then(|a| AgentId::new(&a).ok()) {
                         self.spawn_reopen(agent);
                     }
@@ -100,6 +106,7 @@ impl Dispatcher {
         new: Hold,
         hold_back: Option<String>,
         granted_at_ms: Option<u64>,
+        granted_by_ms: Option<u64>,
     ) {
         let requeue = Requeue {
             old,
@@ -108,6 +115,7 @@ impl Dispatcher {
             priority: decide::priority_of(execution),
             hold_back,
             granted_at_ms,
+            granted_by_ms,
         };
         let done = self.in_capacity(|c| at_once(c.requeue(POOL, &requeue, self.stamp()))).await;
         if let Some(requeued) = done {
@@ -119,7 +127,7 @@ impl Dispatcher {
     pub(super) async fn place_waiting(self: &Rc<Self>, id: &ExecutionId) {
         if let Some(execution) = self.execution(id).filter(|e| e.state == State::Queued) {
             let hold = decide::hold(&execution, execution.attempt);
-            self.requeue(&execution, hold.clone(), hold, None, None).await;
+            self.requeue(&execution, hold.clone(), hold, None, None, None).await;
         }
     }
 

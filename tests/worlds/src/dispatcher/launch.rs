@@ -125,8 +125,9 @@ impl Dispatcher {
             Ok(change) => {
                 let (hold, noted) = (grant.hold.clone(), decide::millis(held.dispatched_at));
                 let refused = crowded.then(|| grant.agent.clone());
+                let by = crowded.then(|| decide::millis(held.dispatched_at.max(change.after.state_since)));
                 let noted = (!crowded).then_some(noted);
-                self.requeue(&change.after, hold.clone(), hold, refused, noted).await;
+                self.requeue(&change.after, hold.clone(), hold, refused, noted, by).await;
                 if crowded {
                     self.spawn_reopen(held.agent_id);
                 }
@@ -149,7 +150,8 @@ impl Dispatcher {
                 // First, or the slot would be given to the next one.
                 self.tell_of(agent).await;
                 let hold = grant.hold.clone();
-                self.requeue(&change.after, hold.clone(), hold, Some(grant.agent.clone()), None).await;
+                let by = Some(decide::millis(change.after.state_since));
+                self.requeue(&change.after, hold.clone(), hold, Some(grant.agent.clone()), None, by).await;
                 self.spawn_reopen(agent.id.clone());
             }
             Err(Undecided::Refused) => {
