@@ -38,6 +38,8 @@ const QUICK_AUDIT_INTERVAL: Duration = Duration::from_secs(1);
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Executions expired in one look.
 const EXPIRY_BATCH: usize = 256;
+/// Changes of others that are carried out at once. While Redis is slow the rest waits as what was read, not as a task each.
+const CARRIED_OUT_MAX: usize = 64;
 /// Pause before something is tried again that needs a server which does not answer.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
@@ -52,6 +54,7 @@ pub(crate) struct Dispatcher {
     pub(crate) registries: Registries,
     pub(crate) settings: Config,
     pub(crate) launches: Semaphore,
+    carrying_out: Arc<Semaphore>,
     pub(crate) waits: Waits,
     pub(crate) alarms: Alarms,
     pub(crate) rebuilding: tokio::sync::Mutex<()>,
@@ -93,6 +96,7 @@ impl Dispatcher {
             registries: Registries::new(&parts.settings.allow_cidrs),
             settings: parts.settings,
             launches: Semaphore::new(LAUNCHES_MAX),
+            carrying_out: Arc::new(Semaphore::new(CARRIED_OUT_MAX)),
             waits: Waits::default(),
             alarms: Alarms::default(),
             rebuilding: tokio::sync::Mutex::new(()),
@@ -157,8 +161,10 @@ impl Dispatcher {
                 () = self.cancel.cancelled() => return,
             };
             let Some(met) = met else { return };
+            let Ok(permit) = Arc::clone(&self.carrying_out).acquire_owned().await else { return };
             let dispatcher = Arc::clone(&self);
             self.spawn(async move {
+                let _permit = permit;
                 for change in &met {
                     dispatcher.carry_out(change).await;
                 }
