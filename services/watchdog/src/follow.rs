@@ -3,7 +3,11 @@
 use std::{collections::HashSet, time::Duration};
 
 use anyhow::Context as _;
-use rollcall_core::{ExecutionId, event::Event, event::EventBody, execution::Execution};
+use rollcall_core::{
+    ExecutionId, Timestamp,
+    event::{Event, EventBody, ExecutionEvent},
+    execution::Execution,
+};
 use rollcall_nats::{Entry, ReadError};
 use rollcall_service::LoopBeat;
 use tokio::{sync::watch, time::Instant};
@@ -96,7 +100,7 @@ async fn read_histories(shared: &Shared, alive: &LoopBeat) -> Option<Instant> {
     let mut due = due.into_iter();
     while let Some(id) = due.next() {
         alive.beat();
-        match history(shared, &id).await {
+        match History::read(shared, &id).await.map(|history| history.fold()) {
             Ok(Some(execution)) if !execution.state.is_terminal() => {
                 shared.with(|world, now| world.adopt(execution, now));
             }
@@ -118,28 +122,41 @@ async fn read_histories(shared: &Shared, alive: &LoopBeat) -> Option<Instant> {
     Some(Instant::now() + HISTORY_RETRY)
 }
 
-/// An execution folded from all that is in the log about it, read from its leader.
-///
-/// # Errors
-/// See [`ReadError`].
-pub async fn history(shared: &Shared, id: &ExecutionId) -> Result<Option<Execution>, ReadError> {
-    let subject = shared.subjects.execution_event(id);
-    let entries = shared.log.history(&subject).await?;
-    let last = entries.last().map(|entry| entry.seq);
-    let events: Vec<(u64, Event)> = entries
-        .iter()
-        .filter_map(|entry| Event::decode(&entry.bytes).ok().map(|event| (entry.seq, event)))
-        .filter(|(_, event)| event.subject == id.as_str())
-        .collect();
-    let folded = Execution::fold(events.iter().filter_map(|(seq, event)| match &event.body {
-        EventBody::Execution(body) if body.execution_id() == id => Some((*seq, body, event.time)),
-        _ => None,
-    }));
-    Ok(folded.map(|mut execution| {
+/// All that is in the log about an execution, read from its leader.
+#[derive(Debug)]
+pub struct History {
+    id: ExecutionId,
+    events: Vec<(u64, Event)>,
+    last_seq: u64,
+}
+
+impl History {
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn read(shared: &Shared, id: &ExecutionId) -> Result<Self, ReadError> {
+        let entries = shared.log.history(&shared.subjects.execution_event(id)).await?;
+        let last_seq = entries.last().map_or(0, |entry| entry.seq);
+        let decoded = entries.iter().filter_map(|entry| Some((entry.seq, Event::decode(&entry.bytes).ok()?)));
+        let events = decoded.filter(|(_, event)| event.subject == id.as_str()).collect();
+        Ok(Self { id: id.clone(), events, last_seq })
+    }
+
+    /// What happened to it, each with its sequence and time.
+    pub fn events(&self) -> impl Iterator<Item = (u64, &ExecutionEvent, Timestamp)> {
+        self.events.iter().filter_map(|(seq, event)| match &event.body {
+            EventBody::Execution(body) if *body.execution_id() == self.id => Some((*seq, body, event.time)),
+            _ => None,
+        })
+    }
+
+    /// What became of it. `None`: there is no valid submission.
+    #[must_use]
+    pub fn fold(&self) -> Option<Execution> {
+        let mut execution = Execution::fold(self.events())?;
         // Entries that were skipped count for the next append.
-        execution.seq = execution.seq.max(last.unwrap_or_default());
-        execution
-    }))
+        execution.seq = execution.seq.max(self.last_seq);
+        Some(execution)
+    }
 }
 
 /// Brings the world up to what is in the log about this execution now, read from the leader. `None`: the log has
@@ -151,7 +168,7 @@ pub async fn refresh(shared: &Shared, id: &ExecutionId) -> Result<Option<u64>, R
     let Some(last) = shared.log.last(&shared.subjects.execution_event(id)).await? else { return Ok(None) };
     let known = shared.with(|world, _| known_seq(world, id));
     if known.is_none_or(|known| known < last.seq)
-        && let Some(execution) = history(shared, id).await?
+        && let Some(execution) = History::read(shared, id).await?.fold()
     {
         shared.with(|world, now| world.adopt(execution, now));
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rollcall_core::{
     ExecutionId, Timestamp,
+    event::ExecutionEvent,
     execution::State,
     wire::{ApiError as Refusal, ErrorCode, ExecutionRequest, read_object},
 };
@@ -13,7 +14,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    cycle, effect, follow,
+    cycle, effect,
+    follow::{self, History},
     matrix::{Row, verdict_in_words},
     shared::Shared,
     state::World,
@@ -136,13 +138,15 @@ async fn explain(shared: &Shared, request: &ApiRequest) -> Result<Value, Refusal
     if known.is_none() {
         return Err(Refusal::new(ErrorCode::NotFound, format!("no execution {id}")));
     }
-    if let Some(explained) = shared.with(|world, now| explain_open(world, &id, now)) {
+    let history =
+        History::read(shared, &id).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
+    if let Some(mut explained) = shared.with(|world, now| explain_open(world, &id, now)) {
+        explained["recoveries"] = recoveries(&history).into();
         return Ok(explained);
     }
-    let history =
-        follow::history(shared, &id).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
-    let execution =
-        history.ok_or_else(|| Refusal::new(ErrorCode::NotFound, format!("no valid execution {id}")))?;
+    let execution = history
+        .fold()
+        .ok_or_else(|| Refusal::new(ErrorCode::NotFound, format!("no valid execution {id}")))?;
     let held = execution.attempts.last();
     let row = if execution.state == State::Expired { Row::QueueExpired } else { Row::Ended };
     Ok(json!({
@@ -163,7 +167,32 @@ async fn explain(shared: &Shared, request: &ApiRequest) -> Result<Value, Refusal
             "late": execution.late,
             "claimed_by": shared.with(|world, _| zombies(world, &id)),
         },
+        "recoveries": recoveries(&history),
     }))
+}
+
+/// Each recovery of it, with what was seen when it was decided.
+fn recoveries(history: &History) -> Vec<Value> {
+    let recovered = history.events().filter_map(|(_, event, time)| match event {
+        ExecutionEvent::Recovered(recovered) => Some((recovered, time)),
+        _ => None,
+    });
+    recovered
+        .map(|(recovered, time)| {
+            json!({
+                "attempt": recovered.attempt,
+                "time": time,
+                "reason": recovered.reason,
+                "action": recovered.action,
+                "agent_id": recovered.agent_id,
+                "instance_id": recovered.instance_id,
+                "terminate": recovered.terminate,
+                "detected_after_ms": recovered.detected_after_ms,
+                "message": recovered.message,
+                "evidence": recovered.evidence,
+            })
+        })
+        .collect()
 }
 
 /// Who lists an attempt of it that it does not hold by the log, and how often it was asked to end that.

@@ -310,6 +310,9 @@ async fn explain_says_why_in_words() {
     assert_eq!(recovered(&fleet, &work).await["reason"], "timed_out");
     let ended = explained(work, "ended").await;
     assert_eq!(ended["evidence"]["recovered"], "timed_out", "{ended}");
+    let recovery = &ended["recoveries"][0];
+    assert_eq!((&recovery["attempt"], &recovery["reason"]), (&json!(1), &json!("timed_out")), "{ended}");
+    assert!(recovery["evidence"]["deadline"].is_string(), "what it was decided on: {ended}");
     let unknown = fleet.api("explain", json!({"execution_id": "nothing"})).await.unwrap_err();
     assert_eq!(unknown.code, "not_found");
     fleet.audit().await;

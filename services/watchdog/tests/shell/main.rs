@@ -65,6 +65,12 @@ async fn work_that_was_never_taken_is_dispatch_lost_beyond_the_grace() {
     assert_eq!(recovered.reason, RecoveryReason::DispatchLost);
     assert_eq!((recovered.action, recovered.next_attempt), (RecoveryAction::Requeued, Some(2)));
     assert_eq!(recovered.terminate, TerminateOutcome::NotAttempted);
+    // Whoever asks about the second attempt is told what became of the first, and on what evidence.
+    let explained = fleet.api("explain", json!({"execution_id": "x"})).await;
+    assert_eq!((&explained["state"], &explained["attempt"]), (&json!("queued"), &json!(2)), "{explained}");
+    let told = &explained["recoveries"][0];
+    assert_eq!((&told["attempt"], &told["reason"]), (&json!(1), &json!("dispatch_lost")), "{explained}");
+    assert_eq!((&told["evidence"], &told["message"]), (&recovered.evidence, &json!(recovered.message)));
     dog.stop().await;
 }
 
@@ -483,7 +489,7 @@ async fn explain_answers_for_everything_the_log_knows() {
     fleet.until("it is listed", async || fleet.row("x").await == "healthy").await;
     let explained = fleet.api("explain", json!({"execution_id": "x"})).await;
     assert_eq!(explained["evidence"]["list"]["state"], "listed", "{explained}");
-    assert_eq!(explained["progress"], 3.0);
+    assert_eq!((&explained["progress"], &explained["recoveries"]), (&json!(3.0), &json!([])));
     assert!(explained["decision"].as_str().unwrap().starts_with("leave it"));
     assert_eq!(fleet.api("explain", json!({"execution_id": "nobody"})).await["error"]["code"], "not_found");
     assert_eq!(fleet.api("explain", json!({"execution_id": "a.b"})).await["error"]["code"], "invalid_id");
