@@ -483,6 +483,9 @@ fn before(now: Timestamp, age: Duration) -> u64 {
 }
 
 #[cfg(test)]
+mod repairs;
+
+#[cfg(test)]
 mod tests {
     use rollcall_capacity::{Ask, Priority, Queue};
     use rollcall_core::wire::Delivery;

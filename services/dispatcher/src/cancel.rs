@@ -117,3 +117,125 @@ impl Dispatcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use rollcall_capacity::{Capacity as _, Hold};
+    use rollcall_core::wire::Delivery;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::fixture::{Fixture, Following};
+
+    fn x() -> ExecutionId {
+        ExecutionId::new("x").unwrap()
+    }
+
+    fn state(fixture: &Fixture) -> State {
+        fixture.dispatcher.ledger.execution(&x()).unwrap().state
+    }
+
+    fn says(state: &str) -> Value {
+        json!({"state": state})
+    }
+
+    /// `x` runs on `a`, and somebody cancelled it.
+    async fn cancelling() -> (Fixture, Following) {
+        let fixture = Fixture::new().await;
+        fixture.agent("a", "p", 1).await;
+        let following = fixture.follows().await;
+        let dispatcher = &fixture.dispatcher;
+        dispatcher.audit().await.unwrap();
+        fixture.submitted("x", Some("a"), "p", Delivery::Push).await;
+        fixture.granted("x", "a").await;
+        dispatcher.capacity.adopt("p", "a", &Hold::new("x", 1), 1, dispatcher.stamp()).await.unwrap();
+        dispatcher.ledger.decide(&x(), |e| e.start(1)).await.unwrap();
+        dispatcher.ledger.decide(&x(), |e| e.cancel("", "api")).await.unwrap();
+        assert_eq!(state(&fixture), State::Cancelling);
+        (fixture, following)
+    }
+
+    async fn holds(fixture: &Fixture) -> u64 {
+        fixture.dispatcher.capacity.inspect("p", "a", 0).await.unwrap().held_count
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn it_is_cancelled_when_its_agent_says_that_it_is_dead_and_not_before() {
+        let (fixture, _) = cancelling().await;
+        let dispatcher = &fixture.dispatcher;
+        assert!(!dispatcher.try_cancel(&x(), 1).await, "nobody answers");
+        let answers = [says("still_running"), json!("nonsense"), says("terminated")];
+        let asked = fixture.answers("a", AgentVerb::Terminate, &answers).await;
+        for _ in 0..2 {
+            assert!(!dispatcher.try_cancel(&x(), 1).await);
+            assert_eq!((state(&fixture), holds(&fixture).await), (State::Cancelling, 1));
+        }
+        assert!(dispatcher.try_cancel(&x(), 1).await);
+        assert_eq!((state(&fixture), holds(&fixture).await), (State::Cancelled, 0));
+        // Nothing is left to ask.
+        assert!(dispatcher.try_cancel(&x(), 1).await);
+        assert_eq!(asked.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_does_not_run_and_has_reported_is_not_cancelled_before_its_report_is_read() {
+        let (fixture, _) = cancelling().await;
+        let dispatcher = &fixture.dispatcher;
+        fixture.answers("a", AgentVerb::Terminate, &vec![says("not_running"); 3]).await;
+        let subject = dispatcher.subjects.report(&rollcall_core::AgentId::new("a").unwrap(), &x());
+        let report = |attempt: u32, outcome: &str| {
+            json!({"execution_id": "x", "attempt": attempt, "agent_id": "a", "instance_id": "i-1",
+                "outcome": outcome, "result": 1})
+        };
+        let reports = async |report: Value| {
+            dispatcher.reports.publish(&subject, report.to_string().into()).await.unwrap();
+        };
+        reports(report(1, "completed")).await;
+        assert!(!dispatcher.try_cancel(&x(), 1).await, "what it reported counts first");
+        assert_eq!(state(&fixture), State::Cancelling);
+        // What another attempt did is nothing about this one, nor is that it was ended.
+        reports(report(2, "completed")).await;
+        let execution = dispatcher.ledger.execution(&x()).unwrap();
+        assert!(!dispatcher.report_waits(&execution, 1).await);
+        reports(json!({"execution_id": "x", "attempt": 1, "agent_id": "a", "instance_id": "i-1",
+            "outcome": "terminated"}))
+        .await;
+        assert!(dispatcher.try_cancel(&x(), 1).await);
+        assert_eq!(state(&fixture), State::Cancelled);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_does_not_run_is_not_cancelled_while_its_reports_can_not_be_read() {
+        let (fixture, _) = cancelling().await;
+        fixture.answers("a", AgentVerb::Terminate, &[says("not_running")]).await;
+        let delete = "$JS.API.STREAM.DELETE.ROLLCALL_REPORTS";
+        fixture.bus.request(delete, Bytes::new(), ANSWER_MARGIN).await.unwrap();
+        assert!(!fixture.dispatcher.try_cancel(&x(), 1).await);
+        assert_eq!(state(&fixture), State::Cancelling);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_not_this_attempts_end_is_not_asked_for() {
+        let (fixture, _) = cancelling().await;
+        let asked = fixture.answers("a", AgentVerb::Terminate, &[says("terminated")]).await;
+        assert!(fixture.dispatcher.try_cancel(&x(), 2).await);
+        let unheard_of = ExecutionId::new("y").unwrap();
+        assert!(fixture.dispatcher.try_cancel(&unheard_of, 1).await);
+        fixture.submitted("y", Some("a"), "p", Delivery::Push).await;
+        assert!(fixture.dispatcher.try_cancel(&unheard_of, 1).await, "nobody cancelled it");
+        assert_eq!(asked.load(Ordering::SeqCst), 0);
+        assert_eq!(state(&fixture), State::Cancelling);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_another_dispatcher_has_ended_is_asked_for_no_more() {
+        let (fixture, following) = cancelling().await;
+        fixture.falls_behind(following).await;
+        let another = fixture.another();
+        another.decide(&x(), |e| e.confirm_cancel(1, "terminated", None, None)).await.unwrap();
+        fixture.answers("a", AgentVerb::Terminate, &[says("terminated")]).await;
+        assert!(fixture.dispatcher.try_cancel(&x(), 1).await);
+    }
+}

@@ -1,30 +1,39 @@
 //! A dispatcher on a private NATS and Redis whose steps a test takes one by one: nothing audits or starts by itself.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use rollcall_capacity::{RedisCapacity, testing::RedisServer};
 use rollcall_core::{
     AgentId, Clock as _, ExecutionId, InstanceId, Pool,
     agent::Status,
     event::{AgentEvent, Event, EventBody, ExecutionEvent, PayloadRef, Profile, StatusChanged, Submitted},
     execution::Execution,
-    subject::Subjects,
+    subject::{AgentVerb, Subjects},
     time::SystemClock,
     wire::{Delivery, OnLoss},
 };
-use rollcall_nats::{Append, Bus, EventLog, ensure_streams, testing::NatsServer};
+use rollcall_nats::{Append, Bus, EventLog, TailError, ensure_streams, testing::NatsServer};
 use rollcall_service::Settings;
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
+    task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ledger::Ledger,
+    ledger::{ForeignChanges, Ledger},
     shell::{Dispatcher, Parts},
 };
+
+/// The task that folds the log.
+pub(crate) type Following = JoinHandle<Result<(), TailError>>;
 
 /// What a test takes steps with.
 pub(crate) struct Fixture {
@@ -32,6 +41,9 @@ pub(crate) struct Fixture {
     pub(crate) redis: RedisServer,
     _nats: NatsServer,
     pub(crate) bus: Bus,
+    pub(crate) clock: Arc<SystemClock>,
+    /// What others changed and the dispatcher would carry out.
+    pub(crate) foreign: ForeignChanges,
 }
 
 impl Fixture {
@@ -45,7 +57,7 @@ impl Fixture {
         let settings = Settings::load_from("dispatcher", environment).unwrap().settings;
         let subjects = Subjects::default();
         let clock = Arc::new(SystemClock::new());
-        let (ledger, _) = Ledger::new(EventLog::new(&bus), subjects.clone(), "1", clock);
+        let (ledger, foreign) = Ledger::new(EventLog::new(&bus), subjects.clone(), "1", Arc::clone(&clock));
         let dispatcher = Dispatcher::new(Parts {
             ledger,
             capacity: RedisCapacity::connect(&redis.url(), "rollcall").await.unwrap(),
@@ -54,14 +66,45 @@ impl Fixture {
             settings: (&settings).into(),
             cancel: CancellationToken::new(),
         });
-        Self { dispatcher, redis, _nats: nats, bus }
+        Self { dispatcher, redis, _nats: nats, bus, clock, foreign }
     }
 
     /// It folds the log from here on.
-    pub(crate) async fn follows(&self) {
+    pub(crate) async fn follows(&self) -> Following {
         let replayed = CancellationToken::new();
-        tokio::spawn(Arc::clone(&self.dispatcher).follow(replayed.clone()));
+        let following = tokio::spawn(Arc::clone(&self.dispatcher).follow(replayed.clone()));
         replayed.cancelled().await;
+        following
+    }
+
+    /// It folds the log no further, as if the tail were slow.
+    pub(crate) async fn falls_behind(&self, following: Following) {
+        self.dispatcher.cancel.cancel();
+        following.await.unwrap().unwrap();
+    }
+
+    /// The ledger of another dispatcher, which knows only what it reads when it decides.
+    pub(crate) fn another(&self) -> Ledger {
+        let subjects = self.dispatcher.subjects.clone();
+        Ledger::new(EventLog::new(&self.bus), subjects, "2", Arc::clone(&self.clock)).0
+    }
+
+    /// An agent answers what it is asked, each time with the next of these, and then no more. How often it was asked.
+    pub(crate) async fn answers(&self, agent: &str, verb: AgentVerb, answers: &[Value]) -> Arc<AtomicUsize> {
+        let (agent, instance) = (AgentId::new(agent).unwrap(), InstanceId::new("i-1").unwrap());
+        let subject = self.dispatcher.subjects.agent_request(&agent, &instance, verb);
+        let mut asked = self.bus.subscribe(subject).await.unwrap();
+        self.bus.flush().await.unwrap();
+        let (bus, answers, times) = (self.bus.clone(), answers.to_vec(), Arc::new(AtomicUsize::new(0)));
+        let counted = Arc::clone(&times);
+        tokio::spawn(async move {
+            for answer in answers {
+                let Some(request) = asked.next().await else { return };
+                counted.fetch_add(1, Ordering::SeqCst);
+                bus.publish(request.reply.unwrap(), Bytes::from(answer.to_string())).await.unwrap();
+            }
+        });
+        times
     }
 
     /// An agent is there, in this pool and with this room, by the log and its fold.
@@ -86,7 +129,7 @@ impl Fixture {
             previous: None,
             reason: "first_heartbeat".to_owned(),
             since: self.dispatcher.ledger.now(),
-            evidence: serde_json::Value::Null,
+            evidence: Value::Null,
             by: None,
             code: None,
             message: None,
@@ -148,7 +191,8 @@ impl Fixture {
         let appended =
             log.append(subject, &event.id.to_string(), Bytes::from(event.encode()), expected).await.unwrap();
         assert!(matches!(appended, Append::Appended { .. }), "{appended:?}");
-        if self.dispatcher.ledger.is_live() {
+        // One that has fallen behind would wait for ever.
+        if self.dispatcher.ledger.is_live() && !self.dispatcher.cancel.is_cancelled() {
             self.dispatcher.ledger.current().await.unwrap();
         }
     }

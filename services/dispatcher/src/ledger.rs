@@ -404,3 +404,6 @@ impl Ledger {
         tracing::warn!(kind = kind.as_str(), %payload, "could not record a system event: too much contention");
     }
 }
+
+#[cfg(test)]
+mod tests;

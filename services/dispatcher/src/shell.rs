@@ -387,4 +387,39 @@ mod tests {
         assert!(dispatcher.ledger.execution(&id).is_some());
         assert_eq!(dispatcher.ledger.position(), seq);
     }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_invalid_entry_is_alarmed_by_who_sees_it_come_and_once_for_each_subject() {
+        let fixture = Fixture::new().await;
+        let dispatcher = &fixture.dispatcher;
+        for id in ["x", "y"] {
+            fixture.submitted(id, None, "p", Delivery::Push).await;
+        }
+        let invalid = async |id: &str| {
+            let subject = dispatcher.subjects.execution_event(&ExecutionId::new(id).unwrap());
+            let whole = dispatcher.ledger.log().last(&subject).await.unwrap().unwrap();
+            Entry { bytes: "nonsense".into(), ..whole }
+        };
+        let alarms = async || {
+            dispatcher.finish().await;
+            let told = dispatcher.ledger.log().history(&dispatcher.subjects.system_event("dispatcher")).await;
+            let seq_of = |entry: &Entry| -> u64 {
+                let event: serde_json::Value = serde_json::from_slice(&entry.bytes).unwrap();
+                assert_eq!(event["type"], "rollcall.system.invalid_entry");
+                assert!(event["data"]["cause"].is_string(), "{event}");
+                event["data"]["seq"].as_u64().unwrap()
+            };
+            told.unwrap().iter().map(seq_of).collect::<Vec<_>>()
+        };
+        let (x, y) = (invalid("x").await, invalid("y").await);
+        dispatcher.fold(&x).await;
+        assert!(alarms().await.is_empty(), "it was there before");
+        dispatcher.ledger.go_live();
+        for entry in [&x, &x, &y] {
+            dispatcher.fold(entry).await;
+            alarms().await;
+        }
+        assert_eq!(alarms().await, [x.seq, y.seq]);
+        assert_eq!(dispatcher.ledger.position(), y.seq, "it counts as folded");
+    }
 }

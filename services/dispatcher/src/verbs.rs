@@ -305,3 +305,62 @@ fn queue_rows(queue: &[rollcall_capacity::QueuedHold]) -> Vec<serde_json::Value>
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use rollcall_capacity::{Ask, Hold, Priority, Queue, Requeue};
+    use serde_json::json;
+
+    use super::*;
+    use crate::fixture::Fixture;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_holds_and_what_waits_for_an_agent_is_told_in_its_order() {
+        let fixture = Fixture::new().await;
+        fixture.agent("a", "p", 2).await;
+        fixture.follows().await;
+        let dispatcher = &fixture.dispatcher;
+        dispatcher.audit().await.unwrap();
+        let (redis, stamp) = (&dispatcher.capacity, dispatcher.stamp());
+        let told = async || dispatcher.capacity_verb(br#"{"agent_id": "a"}"#).await.unwrap();
+        assert_eq!(
+            told().await,
+            json!({"agent_id": "a", "pool": "p", "capacity": 2, "open": true, "held": [], "held_count": 0,
+                "free": 2, "queue": [], "queued": 0})
+        );
+        redis.adopt("p", "a", &Hold::new("x", 3), 1_000, stamp).await.unwrap();
+        assert_eq!(told().await["free"], 1);
+        redis.adopt("p", "a", &Hold::new("over", 1), 2_000, stamp).await.unwrap();
+        for (id, priority) in [("last", 9), ("first", 1)] {
+            let ask = Ask { priority: Priority::new(priority).unwrap(), queue_depth: 9, external: true };
+            redis.admit_to_agent("p", "a", &Hold::new(id, 1), ask, stamp).await.unwrap();
+        }
+        let now = told().await;
+        assert_eq!(
+            now["held"],
+            json!([{"execution_id": "x", "attempt": 3, "granted_at": "1970-01-01T00:00:01.000Z"},
+                {"execution_id": "over", "attempt": 1, "granted_at": "1970-01-01T00:00:02.000Z"}])
+        );
+        assert_eq!((&now["held_count"], &now["free"], &now["queued"]), (&json!(2), &json!(0), &json!(2)));
+        assert_eq!(
+            now["queue"],
+            json!([{"execution_id": "first", "attempt": 1, "priority": 1, "position": 1},
+                {"execution_id": "last", "attempt": 1, "priority": 9, "position": 2}])
+        );
+        // It refused one: it is offered nothing for now, with a slot free.
+        let refused = Requeue {
+            old: Hold::new("over", 1),
+            new: Hold::new("over", 1),
+            queue: Queue::Agent("a".to_owned()),
+            priority: Priority::default(),
+            hold_back: Some("a".to_owned()),
+            granted_at_ms: None,
+            granted_by_ms: None,
+        };
+        redis.requeue("p", &refused, stamp).await.unwrap();
+        let now = told().await;
+        assert_eq!((&now["open"], &now["free"], &now["queued"]), (&json!(false), &json!(1), &json!(3)));
+        let unknown = dispatcher.capacity_verb(br#"{"agent_id": "b"}"#).await.unwrap_err();
+        assert_eq!(unknown.code, ErrorCode::UnknownAgent);
+    }
+}
