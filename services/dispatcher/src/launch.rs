@@ -585,4 +585,48 @@ mod tests {
         assert!(told.is_some(), "the event is the grant");
         assert_eq!(held(&fixture).await, [grant.hold]);
     }
+
+    /// `x` was dispatched to `a`, put back by somebody, and dispatched to `b`, as the same attempt. As it was on `a`.
+    async fn dispatched_again() -> (Fixture, Execution) {
+        let fixture = Fixture::new().await;
+        for agent in ["a", "b"] {
+            fixture.agent(agent, "p", 1).await;
+        }
+        fixture.follows().await;
+        fixture.dispatcher.audit().await.unwrap();
+        fixture.submitted("x", None, "p", Delivery::Push).await;
+        let on_a = fixture.granted("x", "a").await;
+        let back = |e: &Execution| e.queue(1, Some("test".to_owned()));
+        fixture.dispatcher.ledger.decide(on_a.id(), back).await.unwrap();
+        fixture.granted("x", "b").await;
+        (fixture, on_a)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_was_not_asked_is_not_asked_again() {
+        let (fixture, on_a) = dispatched_again().await;
+        let dispatcher = &fixture.dispatcher;
+        let input = Bytes::from_static(b"null");
+        dispatcher.store(on_a.id(), rollcall_core::subject::PayloadKind::Input, 1, input).await.unwrap();
+        let now = dispatcher.ledger.execution(on_a.id()).unwrap();
+        let answer = dispatcher.ask_again(now, on_a.current().unwrap()).await;
+        assert_eq!(answer, Answer::Unknown);
+        let held = dispatcher.capacity.inspect("p", "a", 9).await.unwrap().held;
+        assert_eq!(held, [], "it has nothing to do with it any more");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_slot_that_is_gone_takes_no_later_dispatch_back() {
+        let (fixture, on_a) = dispatched_again().await;
+        let dispatcher = &fixture.dispatcher;
+        let grant = Grant {
+            hold: Hold::new("x", 1),
+            agent: "a".to_owned(),
+            epoch: dispatcher.capacity.meta("p").await.unwrap().unwrap().epoch,
+        };
+        let before = dispatcher.ledger.execution(on_a.id()).unwrap();
+        let told = dispatcher.confirm_again(&Pool::new("p").unwrap(), &grant, on_a).await.unwrap();
+        assert_eq!(told, None, "nothing is put to anybody");
+        assert_eq!(dispatcher.ledger.execution(before.id()), Some(before));
+    }
 }

@@ -191,6 +191,9 @@ mod tests {
     use super::*;
     use crate::fixture::Fixture;
 
+    /// Far above what building two pools takes.
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
     /// Whether a pool would offer an agent work.
     async fn offers(fixture: &Fixture, pool: &str) -> bool {
         let view = fixture.dispatcher.capacity.inspect(pool, "a", 0).await.unwrap();
@@ -241,5 +244,64 @@ mod tests {
         assert!(!dispatcher.settle_in(&id, &new).await);
         dispatcher.apply_agent(&id).await;
         assert!(offers(&fixture, "old").await && !offers(&fixture, "new").await);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_agent_that_has_come_back_by_the_log_is_not_taken_out_for_what_was_folded_before() {
+        let fixture = Fixture::new().await;
+        let id = AgentId::new("a").unwrap();
+        fixture.agent("a", "old", 1).await;
+        let following = fixture.follows().await;
+        let dispatcher = &fixture.dispatcher;
+        dispatcher.audit().await.unwrap();
+        dispatcher.apply_agent(&id).await;
+        fixture.agent("a", "new", 1).await;
+        fixture.falls_behind(following).await;
+        let subject = dispatcher.subjects.agent_event(&id);
+        let seen = dispatcher.ledger.position();
+        let another = fixture.another();
+        fixture.agent("a", "old", 1).await;
+        // It has read the fold, in which the agent has gone, and waits for what the log says by now.
+        let mut applying = std::pin::pin!(dispatcher.apply_agent(&id));
+        assert!(futures_util::poll!(&mut applying).is_pending());
+        for entry in another.log().history(&subject).await.unwrap() {
+            if entry.seq > seen {
+                dispatcher.ledger.ingest(&entry);
+                dispatcher.ledger.passed(entry.seq);
+            }
+        }
+        applying.await;
+        assert!(offers(&fixture, "old").await);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_agent_is_offered_work_where_it_came_to_while_the_pool_that_it_left_can_not_be_had() {
+        let (fixture, _) = gone().await;
+        fixture.redis("DEL rollcall:{old}:meta").await;
+        fixture.redis("SET rollcall:{old}:meta nonsense").await;
+        fixture.dispatcher.audit().await.unwrap_err();
+        assert!(!offers(&fixture, "new").await, "the other one may offer it work as well");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_pool_that_can_not_be_read_lets_go_when_another_one_is_built() {
+        // What of it can't be read: who is there, or what one has there.
+        for nonsense in [r#"ZADD rollcall:{old}:agents 0 "\xff""#, "ZADD rollcall:{old}:slots:a 1 nonsense"] {
+            let (fixture, _) = gone().await;
+            // Another one has gone the same way.
+            let other = AgentId::new("c").unwrap();
+            fixture.agent("c", "old", 1).await;
+            fixture.dispatcher.apply_agent(&other).await;
+            fixture.agent("c", "new", 1).await;
+            fixture.redis(nonsense).await;
+            let new = Pool::new("new").unwrap();
+            let built = fixture.dispatcher.rebuild_anyway(&new, "test");
+            tokio::time::timeout(PATIENCE, built).await.expect("it does not wait for itself").unwrap();
+            for id in ["a", "c"] {
+                let there = fixture.dispatcher.capacity.inspect("old", id, 9).await.unwrap();
+                assert!(there.held.is_empty() && !is_member(there.setting), "{id}: {nonsense}");
+            }
+            assert!(offers(&fixture, "new").await, "{nonsense}");
+        }
     }
 }
