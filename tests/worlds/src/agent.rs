@@ -15,10 +15,13 @@ use rollcall_core::{
 use crate::{
     exec::{Owner, Promise, pause},
     stage::{INTERVAL_MS, Stage},
+    truth::{End, Run},
 };
 
 /// More than any agent holds here.
 const CAPACITY_MAX: u32 = 16;
+/// Of a thousand instances.
+const TRUSTING: u64 = 500;
 /// Pause between two tries to hand in a report.
 const REPORT_AGAIN_MS: u64 = 400;
 
@@ -81,6 +84,8 @@ pub(crate) struct Instance {
     stuck: BTreeMap<Key, u64>,
     /// How it answers requests to end something: never, of ten.
     stubborn: u64,
+    /// Takes whatever it is asked to, as others have to see to it that this is not more than it can hold.
+    trusts: bool,
 }
 
 /// What an agent says to a request; `None`: nothing.
@@ -121,6 +126,7 @@ impl Stage {
         let id = InstanceId::new(&format!("{agent}-i{at}")).expect("a valid id");
         self.say(|| format!("agent {agent} starts as {id}"));
         let stubborn = if self.exec.chance(150) { 10 } else { 1 };
+        let trusts = self.exec.chance(TRUSTING);
         self.instances.borrow_mut().push(Instance {
             agent: agent.clone(),
             id,
@@ -131,6 +137,7 @@ impl Stage {
             capacity,
             stuck: BTreeMap::new(),
             stubborn,
+            trusts,
         });
         let stage = Rc::clone(self);
         self.exec.spawn(Owner::Instance(at), async move {
@@ -157,6 +164,8 @@ impl Stage {
         let id = instance.id.clone();
         drop(instances);
         for key in held {
+            let now = self.exec.now();
+            self.truth.borrow_mut().ran(&id, &key.execution_id, key.attempt, now, End::Killed);
             self.note_dropped(&id, key);
         }
         self.exec.kill(Owner::Instance(at));
@@ -227,13 +236,14 @@ impl Stage {
             self.truth.borrow_mut().asked.push(ask);
         }
         let answer = Promise::new(&self.exec);
+        let asked_at = self.exec.now();
         answer.keep_after(timeout, Answer::Nothing);
         for _ in 0..=usize::from(self.comes_twice()) {
             let Some(way) = self.way().filter(|_| !self.link(me).bus_cut) else { continue };
             let (stage, answer, request) = (Rc::clone(self), answer.clone(), request.clone());
             let (agent, instance) = (agent.clone(), instance.clone());
             self.exec.later(way, move || {
-                let (reply, thinking) = stage.deliver(&agent, &instance, &request);
+                let (reply, thinking) = stage.deliver(&agent, &instance, &request, asked_at);
                 if let Some(way) = stage.way().filter(|_| !stage.link(me).bus_cut)
                     && reply != Answer::Nothing
                 {
@@ -244,7 +254,13 @@ impl Stage {
         answer.await
     }
 
-    fn deliver(self: &Rc<Self>, agent: &AgentId, instance: &InstanceId, request: &Request) -> (Answer, u64) {
+    fn deliver(
+        self: &Rc<Self>,
+        agent: &AgentId,
+        instance: &InstanceId,
+        request: &Request,
+        asked_at: u64,
+    ) -> (Answer, u64) {
         let now = self.exec.now();
         let at = self.instances.borrow().iter().position(|i| i.id == *instance);
         let Some(at) = at.filter(|at| self.instances.borrow()[*at].alive) else {
@@ -255,7 +271,9 @@ impl Stage {
         }
         let reply = match request {
             Request::Executions => Reply::Holds(self.instances.borrow()[at].claims(now)),
-            Request::Dispatch(id, attempt, timeout) => self.take(at, id, *attempt, *timeout),
+            Request::Dispatch(id, attempt, timeout) => {
+                self.take(at, Key::new(id.clone(), *attempt), *timeout, asked_at)
+            }
             Request::Terminate(id, attempt) => return (Answer::Said(self.end(at, id, *attempt)), 50),
             Request::Goodbye(in_flight) => {
                 self.shut_down(at, *in_flight);
@@ -266,11 +284,11 @@ impl Stage {
         (Answer::Said(reply), 0)
     }
 
-    fn take(self: &Rc<Self>, at: usize, id: &ExecutionId, attempt: u32, timeout: u64) -> Reply {
-        let key = Key::new(id.clone(), attempt);
+    fn take(self: &Rc<Self>, at: usize, key: Key, timeout: u64, asked_at: u64) -> Reply {
         let admission = self.instances.borrow_mut()[at].admit(&key);
         match admission {
             Admission::Start => {
+                self.note_run(at, &key, asked_at);
                 self.perform(at, key, timeout);
                 Reply::Accepted
             }
@@ -286,6 +304,21 @@ impl Stage {
     }
 }
 
+impl Stage {
+    fn note_run(&self, at: usize, key: &Key, asked_at: u64) {
+        let instance = &self.instances.borrow()[at];
+        self.truth.borrow_mut().runs.push(Run {
+            agent: instance.agent.clone(),
+            instance: instance.id.clone(),
+            execution: key.execution_id.clone(),
+            attempt: key.attempt,
+            began_at: self.exec.now(),
+            asked_at,
+            ended: None,
+        });
+    }
+}
+
 impl Instance {
     /// What it holds.
     pub(crate) fn claims_left(&self) -> impl Iterator<Item = &Key> {
@@ -293,7 +326,7 @@ impl Instance {
     }
 
     fn admit(&mut self, key: &Key) -> Admission {
-        let full = self.book.running() >= self.capacity as usize;
+        let full = !self.trusts && self.book.running() >= self.capacity as usize;
         match self.book.dispatch(key) {
             Admission::Start if full => {
                 self.book.forget(key);

@@ -3,6 +3,7 @@
 
 mod grants;
 mod rest;
+mod runs;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,6 +48,9 @@ fn broken(invariant: u8, what: impl Into<String>) -> Violation {
 pub(crate) fn judge(stage: &Stage, settled: bool) -> Verdict {
     grants::grants(stage)?;
     grants::drains(stage)?;
+    runs::once(stage)?;
+    runs::room(stage)?;
+    runs::unasked(stage)?;
     histories(stage)?;
     silences(stage)?;
     reports(stage)?;

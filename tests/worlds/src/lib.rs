@@ -57,6 +57,12 @@ pub enum Defect {
     LoweredIgnored,
     /// An agent starts what it was told to end before it came.
     NoTombstone,
+    /// An agent that does not answer a dispatch is taken to have refused it.
+    SilenceRefuses,
+    /// A dispatch without an answer is taken never to have been put to its agent.
+    UnansweredIsUnasked,
+    /// What was asked to end is taken to be dead, whatever its agent says.
+    EndUnconfirmed,
 }
 
 /// A world to be run.

@@ -292,6 +292,7 @@ impl Stage {
         let Some(older) = older else { return self.wipe() };
         self.say(|| "capacity goes back to an older state".to_owned());
         self.count("capacity moved back");
+        self.truth.borrow_mut().moved_back.push(self.exec.now());
         self.capacity.restore(older);
     }
 

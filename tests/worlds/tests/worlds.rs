@@ -12,7 +12,8 @@ const THREADS: u64 = 2;
 const TEETH: Range<u64> = 0..250;
 
 /// What has to happen somewhere in an ordinary run, or it proves nothing about it.
-const SEEN: [&str; 13] = [
+const SEEN: [&str; 14] = [
+    "slots lost before an agent was asked again",
     "capacity moved back",
     "clocks corrected",
     "services stood still",
@@ -28,7 +29,10 @@ const SEEN: [&str; 13] = [
     "capacity below what runs",
 ];
 
-const DEFECTS: [Defect; 11] = [
+const DEFECTS: [Defect; 14] = [
+    Defect::UnansweredIsUnasked,
+    Defect::SilenceRefuses,
+    Defect::EndUnconfirmed,
     Defect::NoCas,
     Defect::AckBeforeAppend,
     Defect::NoAttemptFence,
@@ -127,12 +131,21 @@ fn the_same_seed_is_the_same_world() {
 
 /// Some world finds the defect, by one of the invariants that it breaks, and none of those up to there breaks without it.
 fn is_caught(defect: Defect, invariants: &[u8]) {
+    found(defect, |violation| invariants.contains(&violation.invariant));
+}
+
+/// The same, and what the judge says has these words in it: there are several looks at one invariant.
+fn says_so(defect: Defect, invariant: u8, words: &str) {
+    found(defect, |violation| violation.invariant == invariant && violation.what.contains(words));
+}
+
+fn found(defect: Defect, is_it: impl Fn(&Violation) -> bool) {
     for seed in TEETH {
         if let Err(violation) = run(setup(seed, None)) {
             panic!("without any defect: {}", replay_line(seed, &violation));
         }
         if let Err(violation) = run(setup(seed, Some(defect)))
-            && invariants.contains(&violation.invariant)
+            && is_it(&violation)
         {
             println!(
                 "{defect:?} is caught by seed {seed}: invariant {}: {}",
@@ -197,4 +210,19 @@ fn ignoring_that_an_agent_holds_less_is_caught() {
 #[test]
 fn believing_capacity_that_went_back_is_caught() {
     is_caught(Defect::RestoredBelieved, &[1, 4]);
+}
+
+#[test]
+fn taking_silence_for_a_refusal_is_caught() {
+    says_so(Defect::SilenceRefuses, 1, "ran twice");
+}
+
+#[test]
+fn taking_for_dead_what_still_runs_is_caught() {
+    says_so(Defect::EndUnconfirmed, 1, "begins");
+}
+
+#[test]
+fn saying_of_what_was_asked_that_it_was_not_is_caught() {
+    says_so(Defect::UnansweredIsUnasked, 1, "had begun");
 }

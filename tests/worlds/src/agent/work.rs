@@ -14,6 +14,7 @@ use crate::{
     exec::{Owner, pause},
     log::Report,
     stage::Stage,
+    truth::End,
 };
 
 impl Stage {
@@ -33,7 +34,7 @@ impl Stage {
                 // Forgets it.
                 8..=15 => {
                     pause(&stage.exec, lasts).await;
-                    stage.forget(at, &key);
+                    stage.forget(at, &key, End::Forgotten);
                 }
                 // Takes longer than it may.
                 16..=23 => {
@@ -98,14 +99,19 @@ impl Stage {
         let instance = &mut self.instances.borrow_mut()[at];
         let outcome = instance.book.finish(key, ending)?;
         let over = (instance.id.clone(), key.execution_id.clone(), key.attempt);
-        self.truth.borrow_mut().over.insert(over, self.exec.now());
+        let now = self.exec.now();
+        let mut truth = self.truth.borrow_mut();
+        truth.ran(&instance.id, &key.execution_id, key.attempt, now, End::Over);
+        truth.over.insert(over, now);
         Some(outcome)
     }
 
     /// Nobody knows of it any more, and no report tells.
-    pub(super) fn forget(&self, at: usize, key: &Key) {
+    pub(super) fn forget(&self, at: usize, key: &Key, end: End) {
         if self.instances.borrow_mut()[at].book.forget(key) {
             let id = self.instances.borrow()[at].id.clone();
+            let now = self.exec.now();
+            self.truth.borrow_mut().ran(&id, &key.execution_id, key.attempt, now, end);
             self.note_dropped(&id, key.clone());
         }
     }
@@ -158,7 +164,7 @@ impl Stage {
         self.say(|| format!("{id}:{attempt} is ended where it runs"));
         if self.exec.chance(500) {
             // Without a report, and remembered all the same: a request that is repeated must not start it again.
-            self.forget(at, &key);
+            self.forget(at, &key, End::Over);
             if !self.has(Defect::NoTombstone) {
                 self.instances.borrow_mut()[at].book.terminate(&key, StopCause::Terminated);
             }

@@ -12,6 +12,7 @@ use rollcall_core::{
 
 use super::{Dispatcher, Undecided};
 use crate::{
+    Defect,
     agent::{Answer, Reply, Request},
     exec::{at_once, pause},
     log::Appended,
@@ -160,6 +161,7 @@ impl Dispatcher {
         let answer = self.stage.ask(self.me, &held.agent_id, &held.instance_id, request, timeout).await;
         let confirmed_by = match answer {
             Answer::Said(Reply::Terminated) => "terminated",
+            Answer::Said(Reply::StillRunning) if self.stage.has(Defect::EndUnconfirmed) => "terminated",
             Answer::Said(Reply::NotRunning) => {
                 if self.stage.leader(self.me).await.is_err() {
                     return false;

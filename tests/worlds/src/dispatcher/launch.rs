@@ -194,6 +194,7 @@ impl Dispatcher {
         let id = execution.id().clone();
         let taken = match self.put(&id, &held).await {
             Taken::Nobody => Taken::Back("no_responders".to_owned()),
+            Taken::Unknown if self.stage.has(Defect::SilenceRefuses) => Taken::Back("silent".to_owned()),
             taken => taken,
         };
         if self.answered(&id, &held, taken).await.is_err() {
@@ -203,10 +204,16 @@ impl Dispatcher {
 
     /// Asks an agent that may have been asked before, and does not list it.
     async fn ask_again(self: &Rc<Self>, id: &ExecutionId, held: &Attempt) -> Taken {
+        if self.stage.has(Defect::UnansweredIsUnasked) {
+            return Taken::Back(SLOT_LOST.to_owned());
+        }
         match self.claim_by_log(Hold::new(id.as_str(), held.number), &held.agent_id).await {
             Some(Confirmation::Confirmed { .. }) => {}
             Some(Confirmation::Crowded) => return Taken::Unknown,
-            Some(Confirmation::Lost) => return Taken::Back(SLOT_LOST.to_owned()),
+            Some(Confirmation::Lost) => {
+                self.stage.count("slots lost before an agent was asked again");
+                return Taken::Back(SLOT_LOST.to_owned());
+            }
             None => return Taken::Unknown,
         }
         match self.put(id, held).await {
@@ -286,7 +293,8 @@ impl Dispatcher {
                     continue;
                 }
                 seen = number;
-                let listed = beat.claims.iter().any(|c| c.id == id && c.attempt == held.number);
+                let listed = !this.stage.has(Defect::UnansweredIsUnasked)
+                    && beat.claims.iter().any(|c| c.id == id && c.attempt == held.number);
                 let taken = if listed { Taken::Accepted } else { this.ask_again(&id, &held).await };
                 if matches!(taken, Taken::Unknown) {
                     continue;

@@ -6,19 +6,19 @@ use rollcall_core::{
     AgentId, ExecutionId,
     agent::Agent,
     event::{AgentEvent, EventBody, ExecutionEvent},
-    execution::Execution,
+    execution::{Execution, State},
 };
 
 use super::{Verdict, broken};
 use crate::{log::Entry, stage::Stage};
 
 /// A lowered capacity is everybody's after this, unless all who could tell it stand still: the way to who follows the log.
-const LOWERED_MS: u64 = 2_500;
+pub(super) const LOWERED_MS: u64 = 2_500;
 /// The longest way from the look at an agent to the dispatch in the log: a rebuild of capacity can lie in between.
 const LAUNCH_MS: u64 = 6_000;
 
 /// How long services stood still in the time of `window` before `at`, all together.
-fn stood_still(stage: &Stage, at: u64, window: u64) -> u64 {
+pub(super) fn stood_still(stage: &Stage, at: u64, window: u64) -> u64 {
     let from = at.saturating_sub(window);
     let truth = stage.truth.borrow();
     let within =
@@ -38,6 +38,7 @@ pub(super) fn grants(stage: &Stage) -> Verdict {
             books.enter(entry);
         }
         let known_late = LOWERED_MS + stood_still(stage, *at, LOWERED_MS);
+        books.moved_back_at = truth.moved_back.iter().rev().find(|back| *back <= at).copied();
         books
             .ask(agent, id, *attempt, at.saturating_sub(known_late))
             .map_err(|what| broken(1, format!("at {at} ms {what}")))?;
@@ -45,22 +46,44 @@ pub(super) fn grants(stage: &Stage) -> Verdict {
     Ok(())
 }
 
+/// What each agent can hold by the log, since when.
+#[derive(Default)]
+pub(super) struct Capacities(BTreeMap<AgentId, Vec<(u64, u32)>>);
+
+impl Capacities {
+    pub(super) fn enter(&mut self, entry: &Entry) {
+        if let EventBody::Agent(AgentEvent::Registered(profile) | AgentEvent::Updated(profile)) =
+            &entry.event.body
+        {
+            let said = self.0.entry(profile.agent_id.clone()).or_default();
+            said.push((entry.landed_at, profile.capacity));
+        }
+    }
+
+    /// The most that it held at any time since then.
+    pub(super) fn at_most(&self, agent: &AgentId, since: u64) -> usize {
+        let said = self.0.get(agent).map_or(&[][..], Vec::as_slice);
+        let first = said.partition_point(|(from, _)| *from <= since).saturating_sub(1);
+        said[first..].iter().map(|(_, capacity)| *capacity).max().unwrap_or(0) as usize
+    }
+}
+
 /// Who has what by the log, and what of it was put to its agent.
 #[derive(Default)]
 struct Books {
     executions: BTreeMap<ExecutionId, Execution>,
-    /// What each agent can hold, since when.
-    capacities: BTreeMap<AgentId, Vec<(u64, u32)>>,
+    capacities: Capacities,
     given: BTreeMap<AgentId, BTreeSet<(ExecutionId, u32)>>,
+    /// When what the log gives was dispatched, by its last dispatch.
+    dispatched: BTreeMap<ExecutionId, u64>,
+    /// When capacity went back to an older state for the last time.
+    moved_back_at: Option<u64>,
 }
 
 impl Books {
     fn enter(&mut self, entry: &Entry) {
         match &entry.event.body {
-            EventBody::Agent(AgentEvent::Registered(profile) | AgentEvent::Updated(profile)) => {
-                let said = self.capacities.entry(profile.agent_id.clone()).or_default();
-                said.push((entry.landed_at, profile.capacity));
-            }
+            EventBody::Agent(_) => self.capacities.enter(entry),
             EventBody::Execution(event) => {
                 let id = event.execution_id();
                 if let ExecutionEvent::Submitted(request) = event
@@ -71,6 +94,9 @@ impl Books {
                     return;
                 }
                 let Some(execution) = self.executions.get_mut(id) else { return };
+                if let ExecutionEvent::Dispatched(_) = event {
+                    self.dispatched.insert(id.clone(), entry.landed_at);
+                }
                 let _ = execution.evolve(entry.seq, event, entry.event.time);
                 let holder = execution.holder().map(|held| (held.agent_id.clone(), held.number));
                 for (agent, given) in &mut self.given {
@@ -99,10 +125,14 @@ impl Books {
             // It was put to it before, and may be more by now than the agent wants to hold.
             return Ok(());
         }
-        let said = self.capacities.get(agent).map_or(&[][..], Vec::as_slice);
-        let first = said.partition_point(|(since, _)| *since <= known_since).saturating_sub(1);
-        let capacity = said[first..].iter().map(|(_, capacity)| *capacity).max().unwrap_or(0) as usize;
-        if given.len() > capacity {
+        let capacity = self.capacities.at_most(agent, known_since);
+        // That capacity went back behind a dispatch is known to nobody but its dispatcher until its agent has accepted.
+        let lost = |id: &ExecutionId| {
+            self.executions.get(id).is_some_and(|e| e.state == State::Dispatching)
+                && self.dispatched.get(id).copied() <= self.moved_back_at
+        };
+        let known = given.iter().filter(|(other, _)| other == id || !lost(other)).count();
+        if known > capacity {
             return Err(format!("{agent} is asked to take {id}:{attempt} and has {given:?}, of {capacity}"));
         }
         Ok(())
