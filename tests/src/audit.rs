@@ -26,7 +26,19 @@ struct Seen {
     pool: String,
     recovered: BTreeSet<u64>,
     last_dispatched: u64,
+    /// The entry of its last dispatch, and whether its agent has accepted that.
+    dispatch: u64,
+    started: bool,
     cancelled: bool,
+}
+
+/// A grant above the capacity.
+#[derive(Debug)]
+struct Above {
+    text: String,
+    capacity: u64,
+    /// Everything that the agent held then, with the entries of its dispatches.
+    held: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -34,10 +46,11 @@ struct Ledger {
     executions: BTreeMap<String, Seen>,
     capacity: BTreeMap<String, u64>,
     pools: BTreeMap<String, String>,
-    held: BTreeMap<String, BTreeSet<String>>,
-    /// Grants above the capacity, with everything that the agent held then: one of them must turn out never to have been
-    /// put to the agent.
-    above: Vec<(String, BTreeSet<String>)>,
+    /// What each agent holds, with the entries of the dispatches.
+    held: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Grants above the capacity: of those dispatches as many as there were too many must turn out never to have been put
+    /// to the agent.
+    above: Vec<Above>,
     faults: Vec<String>,
 }
 
@@ -69,7 +82,7 @@ impl Fleet {
             }
             after = page.next_after;
             if !page.more {
-                ledger.faults.extend(ledger.above.drain(..).map(|(text, _)| text));
+                ledger.faults.extend(ledger.above.drain(..).map(|above| above.text));
                 return ledger;
             }
         }
@@ -184,16 +197,18 @@ impl Ledger {
                 seen.state = "held".into();
                 seen.agent = text(&data["agent_id"]);
                 seen.last_dispatched = attempt;
+                (seen.dispatch, seen.started) = (seq, false);
                 self.grant(seq, &id, attempt, &seen.agent);
             }
             "queued" => {
-                if data["reason"] == "slot_lost" {
-                    self.above.retain(|(_, held)| !held.contains(&id));
+                if data["reason"] == "slot_lost" && seen.state == "held" && !seen.started {
+                    self.unasked(&id, seen.dispatch);
                 }
                 self.release(&seen, &id);
                 seen.state = "queued".into();
             }
-            "started" | "cancel_requested" | "late_result" => {}
+            "started" => seen.started = true,
+            "cancel_requested" | "late_result" => {}
             "recovered" => {
                 self.release(&seen, &id);
                 // Invariant 3: one recovery an attempt.
@@ -229,14 +244,27 @@ impl Ledger {
         let held = self.held.entry(agent.to_owned()).or_default();
         if held.len() as u64 >= capacity {
             let text = format!(
-                "{id}:{attempt} granted on {agent}, which holds {} of {capacity}: {held:?}",
+                "entry {seq}: {id}:{attempt} granted on {agent}, which holds {} of {capacity}: {held:?}",
                 held.len()
             );
-            held.insert(id.to_owned());
-            self.above.push((format!("entry {seq}: {text}"), held.clone()));
+            held.insert(id.to_owned(), seq);
+            self.above.push(Above { text, capacity, held: held.clone() });
         } else {
-            held.insert(id.to_owned());
+            held.insert(id.to_owned(), seq);
         }
+    }
+
+    /// A dispatch was taken back because its slot was gone, so it was never put to its agent: before that, and before one
+    /// that has not answered is asked again, its slot is looked at (PROTOCOL.md, where the contract was silent). That this
+    /// is so is what the simulator judges by the agents' own truth; here only the log speaks, and it excuses this one
+    /// dispatch, not the others beside it nor another one of the same execution.
+    fn unasked(&mut self, id: &str, dispatch: u64) {
+        for above in &mut self.above {
+            if above.held.get(id) == Some(&dispatch) {
+                above.held.remove(id);
+            }
+        }
+        self.above.retain(|above| above.held.len() as u64 > above.capacity);
     }
 
     fn release(&mut self, seen: &Seen, id: &str) {
@@ -248,4 +276,64 @@ impl Ledger {
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// An agent with one slot, and what is granted on it and goes back, in that order.
+    fn above(events: &[(&str, &str, Value)]) -> usize {
+        let mut ledger = Ledger::default();
+        let mut seq = 0;
+        let mut take = |kind: &str, data: Value| {
+            seq += 1;
+            ledger.take(seq, &json!({"type": format!("rollcall.{kind}"), "data": data}));
+        };
+        take("agent.registered", json!({"agent_id": "a", "capacity": 1, "pool": "p"}));
+        for id in ["x", "y", "z"] {
+            take("execution.submitted", json!({"execution_id": id, "attempt": 1, "pool": "p"}));
+        }
+        for (kind, id, more) in events {
+            let mut data = json!({"execution_id": id, "attempt": 1, "agent_id": "a"});
+            for (name, value) in more.as_object().into_iter().flatten() {
+                data[name] = value.clone();
+            }
+            take(&format!("execution.{kind}"), data);
+        }
+        assert_eq!(ledger.faults, Vec::<String>::new());
+        ledger.above.len()
+    }
+
+    fn granted(id: &str) -> (&'static str, &str, Value) {
+        ("dispatched", id, Value::Null)
+    }
+
+    fn back<'a>(id: &'a str, reason: &str) -> (&'static str, &'a str, Value) {
+        ("queued", id, json!({"reason": reason}))
+    }
+
+    #[test]
+    fn a_grant_above_the_capacity_is_excused_by_the_dispatch_that_lost_its_slot() {
+        assert_eq!(above(&[granted("x")]), 0);
+        assert_eq!(above(&[granted("x"), granted("y")]), 1);
+        for id in ["x", "y"] {
+            assert_eq!(above(&[granted("x"), granted("y"), back(id, "slot_lost")]), 0, "{id}");
+        }
+    }
+
+    #[test]
+    fn a_grant_above_the_capacity_is_excused_by_nothing_else() {
+        let other_reason = [granted("x"), granted("y"), back("y", "at_capacity")];
+        assert_eq!(above(&other_reason), 1);
+        let another_dispatch =
+            [granted("x"), granted("y"), back("y", "at_capacity"), granted("y"), back("y", "slot_lost")];
+        assert_eq!(above(&another_dispatch), 1, "of the same execution");
+        let two_too_many = [granted("x"), granted("y"), granted("z"), back("z", "slot_lost")];
+        assert_eq!(above(&two_too_many), 2, "the second one was granted while there was no room either");
+        let accepted = [granted("x"), granted("y"), ("started", "y", Value::Null), back("y", "slot_lost")];
+        assert_eq!(above(&accepted), 1, "its agent had taken it");
+    }
 }
