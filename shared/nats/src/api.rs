@@ -193,10 +193,12 @@ impl Serving {
                 // Sent never, dropped when the handle goes: both mean stop.
                 _ = &mut stopped, if !stopping => {
                     stopping = true;
+                    // What the server sent already is still answered.
+                    let mut subscribers = Vec::new();
                     for intake in requests.iter_mut() {
-                        // Drain: what the server sent already is still answered.
-                        let _ = intake.subscriber.drain().await;
+                        subscribers.push(&mut intake.subscriber);
                     }
+                    self.bus.end(subscribers).await;
                 }
                 request = requests.next() => match request {
                     Some((index, message)) => self.take(index, message).await,

@@ -28,6 +28,8 @@ pub use connect::{CONNECT_TIMEOUT, ConnectError, RECONNECT_MAX_DELAY, RECONNECT_
 pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long [`Bus::flush`] waits for its round trip.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// See [`Bus::end`].
+const NO_MORE: u64 = u64::MAX;
 /// Messages one subscription buffers before it drops (the library's default).
 pub const SUBSCRIPTION_CAPACITY: usize = 65_536;
 
@@ -350,6 +352,28 @@ impl Bus {
             .queue_subscribe(subject, group.into())
             .await
             .map_err(|error| SubscribeError { subject: name, reason: error.to_string() })
+    }
+
+    /// Ends subscriptions: the server sends nothing more, and what it has sent until then is delivered before they end.
+    ///
+    /// The client's own drain forgets a subscription when it is next woken, be it before the server has heard of the end:
+    /// what comes in between is dropped. So the server is told by a bound that this client never reaches, and that
+    /// nats-server takes for none, since it reads no more than nine digits. The client forgets after a round trip.
+    pub(crate) async fn end(&self, subscribers: Vec<&mut Subscriber>) {
+        let mut ending = Vec::new();
+        for subscriber in subscribers {
+            // A closed connection has nothing left to unsubscribe from.
+            if subscriber.unsubscribe_after(NO_MORE).await.is_ok() {
+                ending.push(subscriber);
+            }
+        }
+        if self.is_connected() {
+            // Without an answer the connection is lost, and what was on its way with it.
+            let _ = self.flush().await;
+        }
+        for subscriber in ending {
+            let _ = subscriber.drain().await;
+        }
     }
 
     /// Answers a message if its reply subject is an inbox; anything else is refused and counted.

@@ -129,9 +129,8 @@ impl PullSource {
 
     /// Takes nothing more from the server.
     pub(crate) async fn unsubscribe(&mut self) {
-        // A closed connection has nothing left to unsubscribe from. Drain, not unsubscribe: what is on its way still
-        // arrives and can be given back.
-        let _ = self.subscriber.drain().await;
+        // What is on its way still arrives and can be given back.
+        self.bus.end(vec![&mut self.subscriber]).await;
     }
 
     async fn refill(&mut self) -> Result<(), Lost> {

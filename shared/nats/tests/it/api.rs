@@ -11,6 +11,10 @@ use tokio::sync::Semaphore;
 use crate::bus::raw_publish;
 use crate::{DEADLINE, fleet, soon};
 
+/// Times that requests meet a drain, and how many are under way each time.
+const DRAINS: usize = 60;
+const ASKERS: usize = 8;
+
 struct Desk {
     runs: Arc<AtomicUsize>,
     /// Requests of `slow` that arrived; each waits for a permit of `release`.
@@ -156,6 +160,45 @@ async fn services_are_found_as_nats_micro_does_it() {
         .unwrap();
     assert_eq!((&full["num_requests"], &full["num_errors"]), (&json!(1), &json!(1)));
     assert_eq!(full["last_error"], json!("429:queue_full: queue of agent-7 is full"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_meets_the_drain_is_answered_or_told_that_nobody_listens() {
+    let (server, bus, _log) = fleet().await;
+    let client = server.bus("t").await;
+    // What else the connection is used for must not end a subscription before the server has.
+    let busy = bus.clone();
+    let busy = tokio::spawn(async move {
+        while busy.publish("t.else".to_owned(), Bytes::new()).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    });
+    let mut answered = 0;
+    for _ in 0..DRAINS {
+        let desk = desk(&bus).await;
+        // They come one after the other all the time, so that some are on their way when it begins.
+        let asking = (0..ASKERS).map(|_| async {
+            for count in 0.. {
+                match client.request("t.api.submit", Bytes::from_static(b"1"), DEADLINE).await {
+                    Ok(_) => {}
+                    Err(RequestError::NoResponders) => return count,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            0
+        });
+        let drain = async {
+            let runs = Arc::clone(&desk.runs);
+            while runs.load(Ordering::SeqCst) < ASKERS {
+                tokio::task::yield_now().await;
+            }
+            assert!(desk.handle.drain(DEADLINE).await);
+        };
+        let (counts, ()) = soon(async { tokio::join!(futures_util::future::join_all(asking), drain) }).await;
+        answered += counts.iter().sum::<usize>();
+    }
+    busy.abort();
+    assert!(answered >= DRAINS * ASKERS);
 }
 
 #[tokio::test]
