@@ -50,6 +50,11 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
+    /// Waits for nothing; [`Self::stop`] does.
+    pub fn tell_to_stop(&self) {
+        self.stop.cancel();
+    }
+
     pub async fn stop(self) {
         self.stop.cancel();
         tokio::time::timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap();

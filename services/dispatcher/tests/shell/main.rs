@@ -8,5 +8,6 @@ mod agents;
 mod clock;
 mod harness;
 mod reports;
+mod stopping;
 mod submissions;
 mod takeover;
