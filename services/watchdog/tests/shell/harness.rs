@@ -48,6 +48,11 @@ pub fn execution_id(text: &str) -> ExecutionId {
     ExecutionId::new(text).unwrap()
 }
 
+async fn report(reports: &Reports, subject: String, outcome: &str) {
+    let report = json!({"instance_id": "i-1", "attempt": 1, "outcome": outcome});
+    reports.publish(&subject, report.to_string().into()).await.unwrap();
+}
+
 pub struct Fleet {
     pub server: NatsServer,
     pub bus: Bus,
@@ -379,9 +384,7 @@ impl Fleet {
     }
 
     pub async fn report(&self, agent: &str, id: &str, outcome: &str) {
-        let report = json!({"instance_id": "i-1", "attempt": 1, "outcome": outcome});
-        let subject = self.subjects.report(&agent_id(agent), &execution_id(id));
-        self.reports.publish(&subject, report.to_string().into()).await.unwrap();
+        report(&self.reports, self.subjects.report(&agent_id(agent), &execution_id(id)), outcome).await;
     }
 
     /// The row `explain` names for an execution.
@@ -405,6 +408,8 @@ pub const LONG: Job = Job { timeout_ms: 600_000, stall_timeout_ms: None, on_loss
 pub enum Manner {
     /// It ends the work and says so.
     Obeys,
+    /// The same, and the work was faster: it has reported that it is done.
+    Finishes,
     /// It says that it goes on.
     Refuses,
     /// It says nothing.
@@ -418,6 +423,8 @@ struct Inside {
     beats: AtomicBool,
     seq: AtomicU64,
     asked: Mutex<Vec<Value>>,
+    /// What has just finished and is to be reported before anything is answered.
+    finished: Mutex<Option<String>>,
 }
 
 /// A fake agent: one instance that beats and answers.
@@ -443,9 +450,14 @@ impl FakeAgent {
         let mut requests = fleet.bus.subscribe(subject).await.unwrap();
         fleet.bus.flush().await.unwrap();
         let (bus, inside, instance) = (fleet.bus.clone(), Arc::clone(&agent.inside), instance.to_owned());
+        let (id, reports, subjects) = (agent_id(id), fleet.reports.clone(), fleet.subjects.clone());
         agent.tasks.push(tokio::spawn(async move {
             while let Some(message) = requests.next().await {
                 if let Some(reply) = inside.answer(&message.subject, &message.payload, &instance) {
+                    let finished = inside.finished.lock().unwrap().take();
+                    if let Some(done) = finished {
+                        report(&reports, subjects.report(&id, &execution_id(&done)), "completed").await;
+                    }
                     bus.reply(&message, Bytes::from(reply.to_string())).await;
                 }
             }
@@ -461,6 +473,7 @@ impl FakeAgent {
             beats: AtomicBool::new(true),
             seq: AtomicU64::new(0),
             asked: Mutex::default(),
+            finished: Mutex::default(),
         });
         let (bus, subject) = (fleet.bus.clone(), fleet.subjects.heartbeat(&agent_id(id)));
         let (shared, name) = (Arc::clone(&inside), instance.to_owned());
@@ -552,10 +565,14 @@ impl Inside {
                 let request: Value = serde_json::from_slice(payload).unwrap();
                 let id = request["execution_id"].as_str().unwrap().to_owned();
                 self.asked.lock().unwrap().push(request);
-                match *self.manner.lock().unwrap() {
+                let manner = *self.manner.lock().unwrap();
+                if manner == Manner::Finishes {
+                    *self.finished.lock().unwrap() = Some(id.clone());
+                }
+                match manner {
                     Manner::Ignores => None,
                     Manner::Refuses => Some(json!({"state": "still_running"})),
-                    Manner::Obeys => {
+                    Manner::Obeys | Manner::Finishes => {
                         let mut listed = self.listed.lock().unwrap();
                         let before = listed.len();
                         listed.retain(|(listed, _, _)| *listed != id);

@@ -116,6 +116,22 @@ async fn late_work_is_terminated_confirmed_and_recovered_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_finishes_while_it_is_asked_to_end_is_not_recovered() {
+    let fleet = Fleet::start().await;
+    let agent = FakeAgent::start(&fleet, "a", "i-1").await;
+    agent.manner(Manner::Finishes);
+    fleet.register("a", "i-1").await;
+    let dog = fleet.watchdog().await;
+    agent.list(&["x"]);
+    fleet.run("x", "a", "i-1", short(1_000)).await;
+    fleet.until("its report withholds the verdict", async || fleet.row("x").await == "withheld").await;
+    fleet.complete("x", "a", "i-1").await;
+    dog.stop().await;
+    assert_eq!(agent.terminations().len(), 1);
+    assert!(fleet.recoveries().await.is_empty(), "its end was confirmed, and it was done before");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_end_keeps_the_slot_until_it_is_confirmed() {
     let fleet = Fleet::start().await;
     let agent = FakeAgent::start(&fleet, "a", "i-1").await;
