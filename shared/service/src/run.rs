@@ -56,7 +56,7 @@ pub struct Context {
     /// The time; see [`Context::set_clock`].
     pub clock: Arc<SystemClock>,
     loops: Loops,
-    loop_health: watch::Receiver<LoopHealth>,
+    pub(crate) loop_health: watch::Receiver<LoopHealth>,
 }
 
 impl Context {
