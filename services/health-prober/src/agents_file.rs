@@ -164,6 +164,13 @@ fn complain(path: &Path, aside: &[Aside]) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    };
+
+    use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+
     use super::*;
 
     fn look(bytes: u64) -> Option<Stamp> {
@@ -201,5 +208,48 @@ mod tests {
         assert!(!changes.is_due(None) && changes.is_due(None));
         assert_eq!(changes.take(unreadable(), None), None);
         assert!(!changes.is_due(look(100)) && !changes.is_due(look(100)));
+    }
+
+    /// Counts what is counted, whatever it is called.
+    #[derive(Default)]
+    struct Count(Arc<AtomicU64>);
+
+    impl Recorder for Count {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            assert_eq!(key.name(), "rollcall_agents_file_errors_total");
+            Counter::from_arc(Arc::clone(&self.0))
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::noop()
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn every_row_that_is_set_aside_is_counted_however_many_are_logged() {
+        let rows = ASIDE_LOGGED_MAX + 10;
+        let aside = vec![Aside { agent_id: None, why: "no".to_owned() }; rows];
+        let count = Count::default();
+        metrics::with_local_recorder(&count, || complain(Path::new("f"), &aside));
+        assert_eq!(count.0.load(Ordering::Relaxed), rows as u64);
+        // One that is not used at all is one error, until it says something else.
+        let mut changes = Changes::default();
+        let wrong = |reason: &str| Err(FileError::Invalid { path: "f".into(), reason: reason.to_owned() });
+        metrics::with_local_recorder(&count, || {
+            for reason in ["no", "no", "neither"] {
+                assert_eq!(changes.take(wrong(reason), None), None);
+            }
+        });
+        assert_eq!(count.0.load(Ordering::Relaxed), rows as u64 + 2);
     }
 }

@@ -12,7 +12,7 @@ use super::*;
 use crate::detector::{Cause, Channel};
 use crate::probe::Found;
 use crate::probe::scheduler::Bounds;
-use crate::state::{Answers, Listening, ProbeSeen};
+use crate::state::{Answers, FLAP_WINDOW_MS, Listening, ProbeSeen};
 
 const AGENT: &str = "a1";
 const INTERVAL_MS: u64 = 1000;
@@ -308,6 +308,18 @@ async fn a_link_that_is_made_again_is_our_reconnect() {
 }
 
 #[tokio::test]
+async fn an_answer_vouches_for_this_silence_and_says_that_its_instance_answers() {
+    for (k, vouched) in [(0, 0), (1, 1)] {
+        let (mut bench, from) = overdue().await;
+        bench.entry().live.edge.answers = Answers::Unknown;
+        bench.shell.pinged(0, &"i1".parse().unwrap(), k, from, PingOutcome::Answered);
+        let edge = &bench.entry().live.edge;
+        assert_eq!((edge.waiting, edge.vouched), (false, vouched), "an introduction vouches for nothing");
+        assert_eq!(nobody_there(&mut bench, from), 1, "it answered before");
+    }
+}
+
+#[tokio::test]
 async fn no_responders_counts_for_nothing_while_we_are_deaf() {
     let (mut bench, from) = overdue().await;
     bench.shell.fleet.deaf = true;
@@ -405,6 +417,8 @@ async fn a_clock_of_another_prober_that_is_ahead_makes_no_silence_younger() {
         assert!(since.is_some_and(|since| (before..=now).contains(&since)), "{since:?} at {now:?}");
     }
     assert!(known.forget_due(forget_after_ms).is_some_and(|due| due <= now.plus_ms(forget_after_ms)));
+    // Nor does its fall count for longer.
+    assert_eq!((known.falls(now), known.falls(now.plus_ms(FLAP_WINDOW_MS))), (1, 0));
     // A drain is what it says it is, by then.
     let drain = json!({ "agent_id": AGENT, "instance_id": "i1", "previous": "error", "reason": "test", "since": ahead,
         "evidence": {}, "by": "operator" });
