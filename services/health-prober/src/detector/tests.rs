@@ -171,6 +171,18 @@ fn harmless() -> impl Strategy<Value = Evidence> {
     prop_oneof![Just(Good), Just(Void)]
 }
 
+/// What people read in events, messages and metrics.
+#[test]
+fn every_cause_is_said_by_a_name_of_its_own() {
+    let all: Vec<Cause> = CAUSES.into_iter().chain([Cause::NotProbed]).collect();
+    for cause in &all {
+        assert_eq!(serde_json::json!(cause), cause.as_str());
+        assert_eq!(Health::Error(*cause).reason(), cause.as_str());
+    }
+    let names: std::collections::HashSet<&str> = all.iter().map(|cause| cause.as_str()).collect();
+    assert_eq!(names.len(), all.len(), "{names:?}");
+}
+
 const CAUSES: [Cause; 11] = [
     Cause::MissedHeartbeat,
     Cause::NoResponders,

@@ -138,6 +138,11 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn it_takes_three_to_six_times_the_successes_by_the_weight_of_its_falls() {
+        assert_eq!([0, 4 * FALL, 8 * FALL - 1, 8 * FALL, 12 * FALL, MOST].map(damping), [3, 3, 3, 4, 5, 6]);
+    }
+
     proptest! {
         #[test]
         fn it_decays_as_an_exponential_does(weight in 0..=MOST, age_ms in 0u64..20 * HALF_LIFE_MS, more_ms in 0u64..HALF_LIFE_MS) {

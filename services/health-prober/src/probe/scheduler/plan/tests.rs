@@ -1,4 +1,8 @@
+use rollcall_control::Trust;
+use rollcall_core::{AgentId, InstanceId, wire::Endpoint};
+
 use super::*;
+use crate::probe::{Target, scheduler::Scheduler};
 
 const INTERVAL: Duration = Duration::from_secs(30);
 
@@ -83,6 +87,20 @@ fn the_first_probes_of_a_large_fleet_do_not_all_begin_at_once_and_the_next_are_s
     assert!(first.iter().all(|count| *count <= 550), "{first:?}");
     // After the first interval there are as many in each second as in any other.
     assert!(second[30..].iter().all(|count| count.abs_diff(fleet / 30) <= 10), "{second:?}");
+}
+
+#[test]
+fn what_is_watched_gets_a_phase_of_its_own() {
+    let scheduler = Scheduler::new(INTERVAL, Bounds::FULL);
+    for index in 0..100 {
+        let endpoint = Endpoint { kind: "tcp".to_owned(), url: format!("tcp://h{index}:1") };
+        let (agent_id, instance_id) = (AgentId::new("a").unwrap(), InstanceId::new("i").unwrap());
+        scheduler.watch(index, Target { agent_id, instance_id, endpoint, trust: Trust::Agent });
+    }
+    let shared = scheduler.lock();
+    let phases = || shared.plan.slots.values().map(|slot| slot.phase);
+    let spread = phases().max().unwrap().duration_since(phases().min().unwrap());
+    assert!(spread > INTERVAL / 2, "all of them within {spread:?}");
 }
 
 #[test]
