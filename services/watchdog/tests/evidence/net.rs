@@ -81,6 +81,29 @@ fn progress_that_stands_still_over_our_blindness_is_ended_at_the_net_and_one_tha
 }
 
 #[test]
+fn an_end_that_is_never_confirmed_is_asked_for_again_with_growing_pauses() {
+    const STEP_MS: u64 = 100;
+    let mut sim = Sim::new(10_000, None);
+    sim.ending = None;
+    let mut asked_at = Vec::new();
+    for step in 0..600 {
+        sim.advance(STEP_MS);
+        if step % 5 == 0 {
+            sim.beat(true, 7);
+        }
+        if sim.terminations > asked_at.len() {
+            asked_at.push(sim.now);
+        }
+    }
+    assert_eq!(sim.terminations, asked_at.len());
+    let pauses: Vec<u64> = asked_at.windows(2).map(|two| two[1].since_ms(two[0])).collect();
+    assert!(pauses.len() >= 4, "{pauses:?}");
+    for (pause, wanted) in pauses.iter().zip([1_000, 2_000, 4_000, 8_000, 16_000]) {
+        assert!((wanted..=wanted + 2 * STEP_MS).contains(pause), "{pauses:?}");
+    }
+}
+
+#[test]
 fn what_was_asked_of_its_agent_is_not_forgotten_when_our_sight_begins_anew() {
     let mut sim = Sim::new(HOUR, Some(10_000));
     sim.ending = None;
