@@ -15,7 +15,7 @@ use rollcall_core::{
 use crate::{
     exec::{Owner, Promise, pause},
     stage::{INTERVAL_MS, Stage},
-    truth::{End, Run},
+    truth::End,
 };
 
 /// More than any agent holds here.
@@ -254,7 +254,7 @@ impl Stage {
         answer.await
     }
 
-    fn deliver(
+    pub(crate) fn deliver(
         self: &Rc<Self>,
         agent: &AgentId,
         instance: &InstanceId,
@@ -301,21 +301,6 @@ impl Stage {
                 Reply::Refused(refusal.as_str())
             }
         }
-    }
-}
-
-impl Stage {
-    fn note_run(&self, at: usize, key: &Key, asked_at: u64) {
-        let instance = &self.instances.borrow()[at];
-        self.truth.borrow_mut().runs.push(Run {
-            agent: instance.agent.clone(),
-            instance: instance.id.clone(),
-            execution: key.execution_id.clone(),
-            attempt: key.attempt,
-            began_at: self.exec.now(),
-            asked_at,
-            ended: None,
-        });
     }
 }
 

@@ -1,6 +1,7 @@
 //! The judge of a world: reads the whole log, capacity and the truth after a run, and says which invariant of DESIGN.md
 //! was broken, if any.
 
+mod external;
 mod grants;
 mod rest;
 mod runs;
@@ -48,6 +49,7 @@ fn broken(invariant: u8, what: impl Into<String>) -> Violation {
 pub(crate) fn judge(stage: &Stage, settled: bool) -> Verdict {
     grants::grants(stage)?;
     grants::drains(stage)?;
+    external::external(stage)?;
     runs::once(stage)?;
     runs::room(stage)?;
     runs::unasked(stage)?;
@@ -152,12 +154,15 @@ fn buried_alive(stage: &Stage, entry: &Entry, lost: &Recovered, id: &ExecutionId
 /// Invariant 6: nobody is condemned for standing still that does not, or not for so long.
 fn stood_still(stage: &Stage, entry: &Entry, lost: &Recovered, before: &Execution) -> Verdict {
     let key = (lost.instance_id.clone(), before.id().clone(), lost.attempt);
-    let since = stage.truth.borrow().stuck.get(&key).copied();
+    // What its instance has lost does not move there either.
+    let truth = stage.truth.borrow();
+    let since = [truth.stuck.get(&key), truth.dropped.get(&key)].into_iter().flatten().min().copied();
     let timeout = before.request.stall_timeout_ms.unwrap_or(u64::MAX);
     if since.is_some_and(|since| entry.decided_at.saturating_sub(since) + CLOCKS_APART_MS >= timeout) {
         return Ok(());
     }
-    Err(broken(6, format!("{}:{} moved within {timeout} ms and was called stalled", key.1, key.2)))
+    let what = format!("{}:{} moved within {timeout} ms and was called stalled ({since:?})", key.1, key.2);
+    Err(broken(6, what))
 }
 
 /// Invariant 6: nobody is condemned while its agent lists it within its time.
@@ -173,6 +178,9 @@ fn condemned(stage: &Stage, entry: &Entry, event: &ExecutionEvent, before: &Exec
         // The bound on what lasted too long by any measure.
         RecoveryReason::Stale => return Ok(()),
         _ => {}
+    }
+    if lost_heartbeats(&stage.truth.borrow(), entry) {
+        return Ok(());
     }
     let key = (lost.instance_id.clone(), before.id().clone(), lost.attempt);
     let at = entry.decided_at;
@@ -268,6 +276,15 @@ fn in_time(stage: &Stage, entry: &Entry, attempt: u32, before: &Execution) -> Ve
 
 /// Invariant 5: whatever the stream of reports took is in the log, refused, or still waits. Finished work is never lost.
 fn reports(stage: &Stage) -> Verdict {
+    for report in &stage.truth.borrow().released {
+        let Some(execution) = history(stage, &report.execution) else { continue };
+        match execution.standing(&report.agent, report.attempt, report.outcome) {
+            Standing::Duplicate | Standing::Refused(_) => {}
+            standing => {
+                return Err(broken(5, format!("{report:?} was released and is in no log ({standing:?})")));
+            }
+        }
+    }
     for report in stage.reports.borrow().taken() {
         let Some(execution) = history(stage, &report.execution) else { continue };
         match execution.standing(&report.agent, report.attempt, report.outcome) {

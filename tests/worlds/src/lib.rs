@@ -1,5 +1,6 @@
 //! Whole worlds of Rollcall in virtual time, one per seed: two of every service around their real, pure decisions, agents
-//! that misbehave, a network with weather and cuts, a log, a stream of reports, and capacity that is wiped now and then.
+//! that misbehave, orchestrators that start work themselves, a network with weather and cuts, a log, a stream of reports,
+//! and capacity that is wiped now and then.
 //! Nothing sleeps and nothing is random but the seed: a run of a minute takes milliseconds, and a failure comes back with
 //! its seed. [`judge`] says after each run whether an invariant of the design was broken.
 //!
@@ -16,6 +17,7 @@ mod exec;
 mod judge;
 mod log;
 mod operate;
+mod orchestrate;
 mod plan;
 mod prober;
 mod services;
@@ -61,6 +63,8 @@ pub enum Defect {
     SilenceRefuses,
     /// A dispatch without an answer is taken never to have been put to its agent.
     UnansweredIsUnasked,
+    /// An agent is asked to take work that an orchestrator starts.
+    ExternalAsked,
     /// What was asked to end is taken to be dead, whatever its agent says.
     EndUnconfirmed,
 }

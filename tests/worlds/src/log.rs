@@ -68,6 +68,10 @@ impl Log {
         self.subjects.get(subject).and_then(|seqs| seqs.last()).copied().unwrap_or(0)
     }
 
+    pub(crate) fn first_of(&self, subject: &str) -> Option<Rc<Entry>> {
+        self.at(*self.subjects.get(subject)?.first()?)
+    }
+
     pub(crate) fn at(&self, seq: u64) -> Option<Rc<Entry>> {
         self.entries.get(usize::try_from(seq.checked_sub(1)?).ok()?).map(Rc::clone)
     }

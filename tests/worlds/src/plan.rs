@@ -13,6 +13,7 @@ use crate::{
     disturb::{current, disturb, lose_everywhere},
     exec::{Owner, Promise, pause},
     operate::{Order, insist},
+    orchestrate::orchestrate,
     services::Body,
     stage::{Stage, Weather},
     watchdog::history,
@@ -22,6 +23,8 @@ const SUBMIT_TIMEOUT_MS: u64 = 4_000;
 const SUBMIT_TRIES: u32 = 12;
 /// Of a thousand worlds.
 const QUIET_WORLDS: u64 = 150;
+/// Of a thousand submissions.
+const EXTERNAL: u64 = 250;
 /// Of a thousand dispatches.
 const WORST_MOMENTS: u64 = 60;
 
@@ -115,7 +118,11 @@ fn submit(stage: &Rc<Stage>, number: u64, agents: u64) {
     let exec = &stage.exec;
     let id = ExecutionId::new(&format!("x{number}")).expect("a valid id");
     let agent_id = exec.chance(600).then(|| agent(exec.between(0, agents - 1)));
-    let request = request(stage, id.clone(), agent_id);
+    let mut request = request(stage, id.clone(), agent_id);
+    if exec.chance(EXTERNAL) {
+        request.delivery = Delivery::External;
+        orchestrate(stage, id.clone());
+    }
     if exec.chance(200) {
         command(stage, exec.between(100, 6_000), id.clone(), false);
     }
@@ -149,7 +156,7 @@ fn hand_in(stage: &Rc<Stage>, request: Submitted) {
     });
 }
 
-fn some_dispatcher(stage: &Stage) -> Option<(usize, Rc<crate::dispatcher::Dispatcher>)> {
+pub(crate) fn some_dispatcher(stage: &Stage) -> Option<(usize, Rc<crate::dispatcher::Dispatcher>)> {
     let places = stage.places.borrow();
     let running: Vec<_> = places
         .iter()

@@ -278,6 +278,7 @@ impl Stage {
 
     pub(crate) fn wipe(&self) {
         self.say(|| "capacity is wiped".to_owned());
+        self.truth.borrow_mut().wiped.push(self.exec.now());
         self.capacity.flush();
     }
 
@@ -297,6 +298,12 @@ impl Stage {
     }
 
     // ---- the truth
+
+    /// A slot is confirmed for an orchestrator, and (`done`) once more after the event that says so.
+    pub(crate) fn note_granted(&self, id: &ExecutionId, attempt: u32, done: Option<u64>) {
+        let now = self.exec.now();
+        self.truth.borrow_mut().granted.entry((id.clone(), attempt)).or_insert((now, None)).1 = done;
+    }
 
     pub(crate) fn note_report(&self, agent: &AgentId, id: &ExecutionId, attempt: u32, outcome: Outcome) {
         let report = (agent.clone(), id.clone(), attempt, outcome.as_str());

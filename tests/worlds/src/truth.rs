@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rollcall_core::{AgentId, ExecutionId, InstanceId};
 
+use crate::log::Report;
+
 /// Work as it really ran on an instance.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
@@ -43,6 +45,12 @@ pub(crate) struct Truth {
     pub runs: Vec<Run>,
     /// When capacity went back to an older state.
     pub moved_back: Vec<u64>,
+    /// When it was lost.
+    pub wiped: Vec<u64>,
+    /// When attempts with external delivery had their slot confirmed before they were granted, and after that.
+    pub granted: BTreeMap<(ExecutionId, u32), (u64, Option<u64>)>,
+    /// What orchestrators released, and somebody answered.
+    pub released: Vec<Report>,
     /// When the instance stopped holding it.
     pub dropped: BTreeMap<(InstanceId, ExecutionId, u32), u64>,
     /// When the work itself ended there, reported or not.

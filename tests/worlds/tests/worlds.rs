@@ -12,7 +12,10 @@ const THREADS: u64 = 2;
 const TEETH: Range<u64> = 0..250;
 
 /// What has to happen somewhere in an ordinary run, or it proves nothing about it.
-const SEEN: [&str; 14] = [
+const SEEN: [&str; 17] = [
+    "external work begun",
+    "external work released",
+    "orchestrators died",
     "slots lost before an agent was asked again",
     "capacity moved back",
     "clocks corrected",
@@ -29,7 +32,8 @@ const SEEN: [&str; 14] = [
     "capacity below what runs",
 ];
 
-const DEFECTS: [Defect; 14] = [
+const DEFECTS: [Defect; 15] = [
+    Defect::ExternalAsked,
     Defect::UnansweredIsUnasked,
     Defect::SilenceRefuses,
     Defect::EndUnconfirmed,
@@ -225,4 +229,9 @@ fn taking_for_dead_what_still_runs_is_caught() {
 #[test]
 fn saying_of_what_was_asked_that_it_was_not_is_caught() {
     says_so(Defect::UnansweredIsUnasked, 1, "had begun");
+}
+
+#[test]
+fn asking_an_agent_to_take_what_is_external_is_caught() {
+    says_so(Defect::ExternalAsked, 1, "which is external");
 }

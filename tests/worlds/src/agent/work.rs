@@ -14,10 +14,26 @@ use crate::{
     exec::{Owner, pause},
     log::Report,
     stage::Stage,
-    truth::End,
+    truth::{End, Run},
 };
 
+/// Of a thousand ends of work with external delivery.
+const RELEASED: u64 = 800;
+
 impl Stage {
+    pub(super) fn note_run(&self, at: usize, key: &Key, asked_at: u64) {
+        let instance = &self.instances.borrow()[at];
+        self.truth.borrow_mut().runs.push(Run {
+            agent: instance.agent.clone(),
+            instance: instance.id.clone(),
+            execution: key.execution_id.clone(),
+            attempt: key.attempt,
+            began_at: self.exec.now(),
+            asked_at,
+            ended: None,
+        });
+    }
+
     /// The work itself: what will become of it is drawn now.
     pub(super) fn perform(self: &Rc<Self>, at: usize, key: Key, timeout: u64) {
         let fate = if self.settling.get() { 0 } else { self.exec.between(0, 99) };
@@ -130,8 +146,17 @@ impl Stage {
             outcome,
         };
         self.note_report(&agent, &key.execution_id, key.attempt, outcome);
+        // Most is released by its orchestrator; an agent may report it all the same.
+        let released = self.is_external(&key.execution_id) && self.exec.chance(RELEASED);
         loop {
             self.thawed(at).await;
+            if released {
+                if self.release(&report).await {
+                    return;
+                }
+                pause(&self.exec, REPORT_AGAIN_MS).await;
+                continue;
+            }
             if let Some(way) = self.way().filter(|_| !self.is_cut(&agent)) {
                 pause(&self.exec, way).await;
                 self.reports.borrow_mut().publish(&report, self.exec.now());

@@ -181,7 +181,7 @@ impl Dispatcher {
         }
     }
 
-    async fn adopt(self: &Rc<Self>, agent: &str, hold: &Hold, since_ms: u64) {
+    pub(super) async fn adopt(self: &Rc<Self>, agent: &str, hold: &Hold, since_ms: u64) {
         let _ = self.in_capacity(|c| at_once(c.adopt(POOL, agent, hold, since_ms, self.stamp()))).await;
     }
 

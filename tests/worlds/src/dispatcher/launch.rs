@@ -36,8 +36,10 @@ enum Taken {
 impl Dispatcher {
     pub(super) async fn launch(self: Rc<Self>, grant: Grant) {
         match self.claim(&grant).await {
-            Ok(Some(execution)) => self.ask(execution).await,
-            Ok(None) => {}
+            Ok(Some(execution)) if !execution.is_external() || self.stage.has(Defect::ExternalAsked) => {
+                self.ask(execution).await;
+            }
+            Ok(_) => {}
             Err(_) => self.audit_wanted.set(true),
         }
     }
@@ -70,6 +72,9 @@ impl Dispatcher {
                 return Ok(None);
             }
             None => return Ok(None),
+        }
+        if execution.is_external() {
+            self.stage.note_granted(&id, grant.hold.attempt, None);
         }
         worst_moment(&self.stage, &agent_id);
         self.step().await;
@@ -104,6 +109,14 @@ impl Dispatcher {
         let stamp = || Stamp { log_seq: self.stamp().log_seq.max(dispatched.seq), ..self.stamp() };
         let confirmed = self.in_capacity(|c| at_once(c.confirm(POOL, grant, stamp()))).await;
         let Some(held) = dispatched.holder().cloned() else { return Ok(None) };
+        // For an orchestrator the event is the grant, and its slot a fact.
+        if dispatched.is_external() {
+            if !matches!(confirmed, Some(Confirmation::Confirmed { .. })) {
+                self.adopt(held.agent_id.as_str(), &grant.hold, decide::millis(held.dispatched_at)).await;
+            }
+            self.stage.note_granted(dispatched.id(), held.number, Some(self.stage.exec.now()));
+            return Ok(Some(dispatched));
+        }
         if self.now().since_ms(held.dispatched_at) >= TAKE_UP.dispatch_ms {
             self.spawn_settle_unknown(dispatched.id().clone(), held);
             return Ok(None);

@@ -117,6 +117,39 @@ impl Dispatcher {
         }
     }
 
+    /// `release`. True: it was answered, be it with a conflict.
+    pub(crate) async fn release_verb(self: &Rc<Self>, report: &Report) -> bool {
+        let id = &report.execution;
+        if !self.ready.get() {
+            return false;
+        }
+        let Ok(known) = self.fresh(id).await else { return false };
+        let Some(known) = known.filter(Execution::is_external) else { return true };
+        let Some(attempt) = known.attempt_numbered(report.attempt).cloned() else { return true };
+        match known.standing(&attempt.agent_id, report.attempt, report.outcome) {
+            Standing::Duplicate | Standing::Refused(_) => return true,
+            _ => {}
+        }
+        // The result is stored first.
+        if self.stage.leader(self.me).await.is_err() {
+            return false;
+        }
+        let facts = ReportFacts {
+            agent_id: attempt.agent_id,
+            instance_id: attempt.instance_id,
+            ..self.facts(&known, report)
+        };
+        let refused = |e: &Execution| Refusal::State(e.state.as_str());
+        match self.decide(id, |e| e.report(facts.clone()).ok_or_else(|| refused(e))).await {
+            Ok(change) => {
+                self.carry_out(&change).await;
+                true
+            }
+            Err(Undecided::Refused) => true,
+            Err(Undecided::Away) => false,
+        }
+    }
+
     fn may_be_asked_for(&self, execution: &Execution, outcome: Outcome, published_at: u64) -> bool {
         matches!(outcome, Outcome::Terminated | Outcome::Cancelled)
             && execution.state != State::Cancelling

@@ -39,6 +39,8 @@ pub(super) fn grants(stage: &Stage) -> Verdict {
         }
         let known_late = LOWERED_MS + stood_still(stage, *at, LOWERED_MS);
         books.moved_back_at = truth.moved_back.iter().rev().find(|back| *back <= at).copied();
+        books.unseen =
+            truth.granted.keys().filter(|(id, number)| truth.overlooks(id, *number, *at)).cloned().collect();
         books
             .ask(agent, id, *attempt, at.saturating_sub(known_late))
             .map_err(|what| broken(1, format!("at {at} ms {what}")))?;
@@ -76,6 +78,8 @@ struct Books {
     given: BTreeMap<AgentId, BTreeSet<(ExecutionId, u32)>>,
     /// When what the log gives was dispatched, by its last dispatch.
     dispatched: BTreeMap<ExecutionId, u64>,
+    /// What orchestrators were given, and capacity does not know of.
+    unseen: BTreeSet<(ExecutionId, u32)>,
     /// When capacity went back to an older state for the last time.
     moved_back_at: Option<u64>,
 }
@@ -94,8 +98,12 @@ impl Books {
                     return;
                 }
                 let Some(execution) = self.executions.get_mut(id) else { return };
-                if let ExecutionEvent::Dispatched(_) = event {
+                if let ExecutionEvent::Dispatched(held) = event {
                     self.dispatched.insert(id.clone(), entry.landed_at);
+                    if execution.is_external() {
+                        let given = self.given.entry(held.agent_id.clone()).or_default();
+                        given.insert((id.clone(), held.attempt));
+                    }
                 }
                 let _ = execution.evolve(entry.seq, event, entry.event.time);
                 let holder = execution.holder().map(|held| (held.agent_id.clone(), held.number));
@@ -131,7 +139,10 @@ impl Books {
             self.executions.get(id).is_some_and(|e| e.state == State::Dispatching)
                 && self.dispatched.get(id).copied() <= self.moved_back_at
         };
-        let known = given.iter().filter(|(other, _)| other == id || !lost(other)).count();
+        let known = given
+            .iter()
+            .filter(|held| held.0 == *id || !(lost(&held.0) || self.unseen.contains(held)))
+            .count();
         if known > capacity {
             return Err(format!("{agent} is asked to take {id}:{attempt} and has {given:?}, of {capacity}"));
         }

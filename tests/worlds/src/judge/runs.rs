@@ -46,13 +46,14 @@ pub(super) fn room(stage: &Stage) -> Verdict {
             word.enter(entry);
         }
         // The question was under way for so long that its attempt has been given up meanwhile.
-        if word.gave_up(run) {
+        if word.gave_up(run) || truth.overlooks(&run.execution, run.attempt, run.began_at) {
             continue;
         }
         let beside = truth.runs[..at].iter().filter(|other| {
             other.instance == run.instance
                 && other.ended.is_none_or(|(ended, _)| ended > run.began_at)
                 && !word.gave_up(other)
+                && !truth.overlooks(&other.execution, other.attempt, run.began_at)
                 && !word.lost(other, &truth.moved_back, run.began_at)
         });
         let beside: Vec<String> = beside.map(|run| format!("{}:{}", run.execution, run.attempt)).collect();
