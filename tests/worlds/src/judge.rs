@@ -30,6 +30,11 @@ const CLOCKS_APART_MS: u64 = 1_000;
 /// in which a watchdog does not look for its sight), an interval of five seconds, and a try that fails.
 const ADOPT_MAX_MS: u64 = 23_000;
 
+/// When a heartbeat is overdue.
+const OVERDUE_MS: u64 = INTERVAL_MS * 3 / 2;
+/// Lists this far apart vouch for what is on them.
+const LISTS_APART_MS: u64 = INTERVAL_MS * 5 / 2;
+
 /// An invariant that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
@@ -179,12 +184,11 @@ fn condemned(stage: &Stage, entry: &Entry, event: &ExecutionEvent, before: &Exec
         RecoveryReason::Stale => return Ok(()),
         _ => {}
     }
-    if lost_heartbeats(&stage.truth.borrow(), entry) {
-        return Ok(());
-    }
     let key = (lost.instance_id.clone(), before.id().clone(), lost.attempt);
     let at = entry.decided_at;
-    if vouched(stage, &key, at) {
+    // Of an instance that was replaced or forgotten the first heartbeat that is overdue says enough.
+    let left = matches!(lost.reason, RecoveryReason::AgentGone | RecoveryReason::AgentRestarted);
+    if vouched(stage, &key, at, if left { OVERDUE_MS } else { LISTS_APART_MS }) {
         let reason = lost.reason.as_str();
         let what = format!("{}:{} was condemned ({reason}) while {} listed it", key.1, key.2, key.0);
         return Err(broken(6, what));
@@ -194,18 +198,17 @@ fn condemned(stage: &Stage, entry: &Entry, event: &ExecutionEvent, before: &Exec
 
 /// Whether the instance held the attempt at that moment and had listed it, heartbeat by heartbeat, for as long as silence
 /// takes to count. Heartbeats that chance took from anybody don't count; that a service did not listen does not matter.
-fn vouched(stage: &Stage, key: &(InstanceId, ExecutionId, u32), at: u64) -> bool {
+fn vouched(stage: &Stage, key: &(InstanceId, ExecutionId, u32), at: u64, silent_ms: u64) -> bool {
     let truth = stage.truth.borrow();
     if truth.dropped.get(key).is_some_and(|dropped| *dropped <= at) {
         return false;
     }
-    let longest = INTERVAL_MS * 5 / 2;
     let window = INTERVAL_MS * u64::from(LIMITS.failure_threshold) + LIMITS.lost_after_ms;
     let Some(times) = truth.listed.get(key) else { return false };
     let arrived: Vec<u64> =
         times.iter().copied().filter(|t| t + 2 * stage.weather_max() < at && t + window > at).collect();
-    let ends = arrived.last().is_some_and(|last| at - last < longest);
-    arrived.len() >= 3 && ends && arrived.windows(2).all(|pair| pair[1] - pair[0] < longest)
+    let ends = arrived.last().is_some_and(|last| at - last < silent_ms);
+    arrived.len() >= 3 && ends && arrived.windows(2).all(|pair| pair[1] - pair[0] < LISTS_APART_MS)
 }
 
 /// Heartbeats in a row that chance took from nobody, before an agent can't be silent.
