@@ -2,6 +2,7 @@
 """What scripts/test-compose asks of the event stream, over HTTP and with nothing but the standard library.
 
     audit.py URL wait SECONDS REASON:AGENT...   until each of these recoveries was on the stream
+    audit.py URL run SECONDS ID...              until each of these executions runs
     audit.py URL settle SECONDS ID...           until each of these executions has ended
     audit.py URL check ID...                    reads the whole log and checks what must hold of it
 """
@@ -63,8 +64,8 @@ def wait(url, seconds, wanted):
     fail(f"not recovered within {seconds} s: {', '.join(sorted(missing))}")
 
 
-def settle(url, seconds, ids):
-    """Until each execution has ended."""
+def reach(url, seconds, states, ids):
+    """Until each execution is in one of these states."""
     deadline, waiting = time.monotonic() + seconds, dict.fromkeys(ids, "never seen")
     while waiting and time.monotonic() < deadline:
         for execution in list(waiting):
@@ -73,11 +74,11 @@ def settle(url, seconds, ids):
             except (OSError, KeyError):
                 continue
             waiting[execution] = state
-            if state in FINAL:
+            if state in states:
                 del waiting[execution]
         time.sleep(PAUSE_SECONDS)
     if waiting:
-        fail("not ended: " + ", ".join(f"{execution} ({state})" for execution, state in waiting.items()))
+        fail(f"not {' or '.join(sorted(states))}: " + ", ".join(f"{execution} ({state})" for execution, state in waiting.items()))
 
 
 def check(url, ids):
@@ -117,8 +118,10 @@ def main(arguments):
     url, command, rest = arguments[0].rstrip("/"), arguments[1], arguments[2:]
     if command == "wait":
         wait(url, float(rest[0]), rest[1:])
+    elif command == "run":
+        reach(url, float(rest[0]), {"running"}, rest[1:])
     elif command == "settle":
-        settle(url, float(rest[0]), rest[1:])
+        reach(url, float(rest[0]), FINAL, rest[1:])
     elif command == "check":
         check(url, rest)
     else:
