@@ -20,6 +20,7 @@ mod rebuild;
 mod reports;
 mod run;
 mod shell;
+mod slots;
 pub mod state;
 mod submit;
 mod verbs;
