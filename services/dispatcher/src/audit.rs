@@ -310,19 +310,24 @@ impl Dispatcher {
                 findings.elsewhere += usize::from(self.claim_unanswered(pool, fresh.as_ref()).await);
             }
             Misplaced::Elsewhere { agent, since_ms } => {
-                let Ok(agent_id) = AgentId::new(&agent) else { return Ok(()) };
                 let moved = match place {
                     // The log was asked after this was found: a slot that is the same one still can't be its next.
                     Place::Slot { agent: on, granted_at_ms } => {
                         let (hold, granted_at_ms) = (hold.clone(), *granted_at_ms);
                         let found = GrantedSlot { hold, agent: on.clone(), granted_at_ms };
                         self.in_redis(pool, "relocate", || {
-                            self.capacity.relocate(pool.as_str(), &found, &agent, since_ms, self.stamp())
+                            self.capacity.relocate(
+                                pool.as_str(),
+                                &found,
+                                agent.as_str(),
+                                since_ms,
+                                self.stamp(),
+                            )
                         })
                         .await
                             == Some(true)
                     }
-                    Place::Waiting(_) => self.adopt(pool, hold, &agent_id, since_ms).await,
+                    Place::Waiting(_) => self.adopt(pool, hold, &agent, since_ms).await,
                 };
                 findings.elsewhere += usize::from(moved);
             }
@@ -516,7 +521,7 @@ mod tests {
         fixture.redis("ZADD rollcall:{p}:slots:a 1 nonsense").await;
         fixture.dispatcher.audit().await.unwrap();
         assert!(has_its_slot(&fixture).await);
-        assert_eq!(fixture.dispatcher.capacity.inspect("p", "a", 9).await.unwrap().held, []);
+        assert_eq!(fixture.held("p", "a").await, []);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

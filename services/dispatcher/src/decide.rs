@@ -264,7 +264,7 @@ pub enum Misplaced {
     /// It is on another agent, or waits, and the log says where it runs.
     Elsewhere {
         /// Where it runs.
-        agent: String,
+        agent: AgentId,
         /// Since when, milliseconds since 1970.
         since_ms: u64,
     },
@@ -284,10 +284,9 @@ pub fn misplaced(execution: Option<&Execution>, found: &Hold, place: &Place) -> 
         (None, Place::Waiting(_)) => None,
         (None, Place::Slot { .. }) => Some(Misplaced::Promoted),
         (Some(held), Place::Slot { agent, .. }) if held.agent_id.as_str() == agent => None,
-        (Some(held), _) => Some(Misplaced::Elsewhere {
-            agent: held.agent_id.as_str().to_owned(),
-            since_ms: millis(held.dispatched_at),
-        }),
+        (Some(held), _) => {
+            Some(Misplaced::Elsewhere { agent: held.agent_id.clone(), since_ms: millis(held.dispatched_at) })
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rollcall_capacity::{AgentSetting, Capacity, Error as CapacityError, Grant, Requeue, Stamp};
+use rollcall_capacity::{AgentSetting, Capacity, Error as CapacityError, Grant, Hold, Requeue, Stamp};
 use rollcall_core::{
     AgentId, ExecutionId, Pool,
     agent::Agent,
@@ -86,7 +86,7 @@ impl Dispatcher {
     }
 
     /// Gives back whatever an attempt has.
-    pub(crate) async fn settle(self: &Arc<Self>, pool: &Pool, hold: &rollcall_capacity::Hold) {
+    pub(crate) async fn settle(self: &Arc<Self>, pool: &Pool, hold: &Hold) {
         let settled =
             self.in_redis(pool, "settle", || self.capacity.settle(pool.as_str(), hold, self.stamp())).await;
         if let Some(settled) = settled {
@@ -112,8 +112,8 @@ impl Dispatcher {
     pub(crate) async fn requeue(
         self: &Arc<Self>,
         execution: &Execution,
-        old: rollcall_capacity::Hold,
-        new: rollcall_capacity::Hold,
+        old: Hold,
+        new: Hold,
         leaves: Leaves,
     ) -> Option<bool> {
         let pool = self.ledger.read(|p| p.pool_of(execution));
@@ -275,7 +275,7 @@ impl Dispatcher {
 
 #[cfg(test)]
 mod tests {
-    use rollcall_capacity::{Ask, Hold};
+    use rollcall_capacity::Ask;
     use rollcall_core::wire::Delivery;
 
     use super::*;
@@ -298,7 +298,6 @@ mod tests {
             (Hold::new("x", 1), Ask { priority: Default::default(), queue_depth: 1, external: false });
         dispatcher.capacity.admit_to_agent("p", "a", &hold, ask, later).await.unwrap();
         dispatcher.carry_out(&refused).await;
-        let view = dispatcher.capacity.inspect("p", "a", 9).await.unwrap();
-        assert_eq!(view.held.into_iter().map(|slot| slot.hold).collect::<Vec<_>>(), [hold]);
+        assert_eq!(fixture.held("p", "a").await, [hold]);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use rollcall_capacity::{RedisCapacity, testing::RedisServer};
+use rollcall_capacity::{Capacity as _, Hold, RedisCapacity, testing::RedisServer};
 use rollcall_core::{
     AgentId, Clock as _, ExecutionId, InstanceId, Pool,
     agent::Status,
@@ -139,6 +139,12 @@ impl Fixture {
         let subject = self.dispatcher.subjects.agent_event(&agent_id);
         self.append(&subject, id, AgentEvent::Registered(profile).into()).await;
         self.append(&subject, id, AgentEvent::status(Status::Connected, change).into()).await;
+    }
+
+    /// What has a slot of an agent, by Redis.
+    pub(crate) async fn held(&self, pool: &str, agent: &str) -> Vec<Hold> {
+        let view = self.dispatcher.capacity.inspect(pool, agent, usize::MAX).await.unwrap();
+        view.held.into_iter().map(|slot| slot.hold).collect()
     }
 
     /// Work was submitted, by the log and its fold.

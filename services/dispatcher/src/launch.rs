@@ -462,11 +462,6 @@ mod tests {
     use super::*;
     use crate::fixture::Fixture;
 
-    async fn held(fixture: &Fixture) -> Vec<Hold> {
-        let view = fixture.dispatcher.capacity.inspect("p", "a", 9).await.unwrap();
-        view.held.into_iter().map(|slot| slot.hold).collect()
-    }
-
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn external_work_whose_slot_is_gone_gets_the_one_that_the_log_gives_it() {
         let fixture = Fixture::new().await;
@@ -485,7 +480,7 @@ mod tests {
         let pool = Pool::new("p").unwrap();
         let told = dispatcher.confirm_again(&pool, &grant, dispatched).await.unwrap();
         assert!(told.is_some(), "the event is the grant");
-        assert_eq!(held(&fixture).await, [grant.hold]);
+        assert_eq!(fixture.held("p", "a").await, [grant.hold]);
     }
 
     /// `x` was dispatched to `a`, put back by somebody, and dispatched to `b`, as the same attempt. As it was on `a`.
@@ -513,8 +508,7 @@ mod tests {
         let now = dispatcher.ledger.execution(on_a.id()).unwrap();
         let answer = dispatcher.ask_again(now, on_a.current().unwrap()).await;
         assert_eq!(answer, Answer::Unknown);
-        let held = dispatcher.capacity.inspect("p", "a", 9).await.unwrap().held;
-        assert_eq!(held, [], "it has nothing to do with it any more");
+        assert_eq!(fixture.held("p", "a").await, [], "it has nothing to do with it any more");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

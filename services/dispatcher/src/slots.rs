@@ -89,11 +89,6 @@ mod tests {
     use super::*;
     use crate::fixture::Fixture;
 
-    async fn held(fixture: &Fixture) -> Vec<Hold> {
-        let view = fixture.dispatcher.capacity.inspect("p", "a", 9).await.unwrap();
-        view.held.into_iter().map(|slot| slot.hold).collect()
-    }
-
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_ended_while_its_slot_was_noted_by_the_log_keeps_none() {
         let fixture = Fixture::new().await;
@@ -106,7 +101,7 @@ mod tests {
         fixture.granted("x", "a").await;
         // As long as it holds, the log's word is enough for a slot, and where there is room for a claim too.
         assert!(dispatcher.adopt(&pool, &hold, &agent, 1).await);
-        assert_eq!(held(&fixture).await, std::slice::from_ref(&hold));
+        assert_eq!(fixture.held("p", "a").await, std::slice::from_ref(&hold));
         dispatcher.settle(&pool, &hold).await;
         let claimed = dispatcher.claim_by_log(&pool, hold.clone(), &agent).await;
         assert_eq!(claimed, Some(Confirmation::Confirmed { reclaimed: true }));
@@ -118,8 +113,8 @@ mod tests {
         let ended = |e: &Execution| e.confirm_cancel(1, "agent", None, None);
         dispatcher.ledger.decide(&id, ended).await.unwrap();
         assert!(!dispatcher.adopt(&pool, &hold, &agent, 1).await);
-        assert_eq!(held(&fixture).await, []);
+        assert_eq!(fixture.held("p", "a").await, []);
         assert_eq!(dispatcher.claim_by_log(&pool, hold.clone(), &agent).await, None);
-        assert_eq!(held(&fixture).await, []);
+        assert_eq!(fixture.held("p", "a").await, []);
     }
 }

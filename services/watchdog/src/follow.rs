@@ -149,6 +149,22 @@ impl History {
         })
     }
 
+    /// Whether the log has never heard of it.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.last_seq == 0
+    }
+
+    /// Brings the world up to it, unless that knows as much.
+    pub fn tell(&self, shared: &Shared) {
+        let is_news = |world: &World| known_seq(world, &self.id).is_none_or(|known| known < self.last_seq);
+        if shared.with(|world, _| is_news(world))
+            && let Some(execution) = self.fold()
+        {
+            shared.with(|world, now| world.adopt(execution, now));
+        }
+    }
+
     /// What became of it. `None`: there is no valid submission.
     #[must_use]
     pub fn fold(&self) -> Option<Execution> {
@@ -167,10 +183,8 @@ impl History {
 pub async fn refresh(shared: &Shared, id: &ExecutionId) -> Result<Option<u64>, ReadError> {
     let Some(last) = shared.log.last(&shared.subjects.execution_event(id)).await? else { return Ok(None) };
     let known = shared.with(|world, _| known_seq(world, id));
-    if known.is_none_or(|known| known < last.seq)
-        && let Some(execution) = History::read(shared, id).await?.fold()
-    {
-        shared.with(|world, now| world.adopt(execution, now));
+    if known.is_none_or(|known| known < last.seq) {
+        History::read(shared, id).await?.tell(shared);
     }
     Ok(Some(last.seq))
 }

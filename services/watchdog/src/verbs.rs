@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cycle, effect,
-    follow::{self, History},
+    follow::History,
     matrix::{Row, verdict_in_words},
     shared::Shared,
     state::World,
@@ -133,13 +133,13 @@ async fn explain(shared: &Shared, request: &ApiRequest) -> Result<Value, Refusal
     if !shared.with(|world, _| world.sight.caught_up()) {
         return Err(Refusal::not_ready("the log is still being read"));
     }
-    let known =
-        follow::refresh(shared, &id).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
-    if known.is_none() {
-        return Err(Refusal::new(ErrorCode::NotFound, format!("no execution {id}")));
-    }
+    // The log's own word, from its leader, however far behind our fold is.
     let history =
         History::read(shared, &id).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
+    if history.is_empty() {
+        return Err(Refusal::new(ErrorCode::NotFound, format!("no execution {id}")));
+    }
+    history.tell(shared);
     if let Some(mut explained) = shared.with(|world, now| explain_open(world, &id, now)) {
         explained["recoveries"] = recoveries(&history).into();
         return Ok(explained);

@@ -194,11 +194,7 @@ impl Serving {
                 _ = &mut stopped, if !stopping => {
                     stopping = true;
                     // What the server sent already is still answered.
-                    let mut subscribers = Vec::new();
-                    for intake in requests.iter_mut() {
-                        subscribers.push(&mut intake.subscriber);
-                    }
-                    self.bus.end(subscribers).await;
+                    self.bus.end(requests.iter_mut().map(|intake| &mut intake.subscriber).collect()).await;
                 }
                 request = requests.next() => match request {
                     Some((index, message)) => self.take(index, message).await,

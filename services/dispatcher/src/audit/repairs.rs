@@ -70,11 +70,6 @@ impl Fixture {
         assert!(matches!(admitted.unwrap().outcome, rollcall_capacity::Outcome::Queued { .. }));
     }
 
-    async fn held(&self, agent: &str) -> Vec<Hold> {
-        let view = self.capacity().inspect("p", agent, 9).await.unwrap();
-        view.held.into_iter().map(|slot| slot.hold).collect()
-    }
-
     async fn queued(&self, agent: &str) -> Vec<Hold> {
         let view = self.capacity().inspect("p", agent, 9).await.unwrap();
         view.queue.into_iter().map(|waiting| waiting.hold).collect()
@@ -142,7 +137,7 @@ async fn the_slot_of_what_has_ended_goes_to_the_next() {
     let found = fixture.looks_at(&first("ended"), &slot("a")).await;
     assert_eq!(found, Findings { leaked: 1, ..Findings::default() });
     fixture.dispatcher.finish().await;
-    assert_eq!(fixture.held("a").await, [first("next")]);
+    assert_eq!(fixture.held("p", "a").await, [first("next")]);
     assert_eq!(fixture.state("next"), State::Running, "it is launched");
 }
 
@@ -152,17 +147,17 @@ async fn nothing_is_taken_away_that_the_log_gives_and_the_fold_does_not_yet() {
     let second = Hold::new("x", 2);
     fixture.has_slot(&second, "a").await;
     assert_eq!(fixture.looks_at(&second, &slot("a")).await, Findings::default());
-    assert_eq!(fixture.held("a").await, [second]);
+    assert_eq!(fixture.held("p", "a").await, [second]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_attempt_that_has_had_its_turn_gets_no_slot() {
     let fixture = ahead_of_the_fold().await;
     assert_eq!(fixture.misses("x", 1).await, Findings::default());
-    assert_eq!(fixture.held("a").await, []);
+    assert_eq!(fixture.held("p", "a").await, []);
     // And the one whose turn it is does.
     assert_eq!(fixture.misses("x", 2).await, Findings { missing: 1, ..Findings::default() });
-    assert_eq!(fixture.held("a").await, [Hold::new("x", 2)]);
+    assert_eq!(fixture.held("p", "a").await, [Hold::new("x", 2)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -173,10 +168,10 @@ async fn a_reservation_is_kept_until_its_submission_would_be_in_the_log() {
     assert_eq!(fixture.looks_at(&first("x"), &slot("a")).await, Findings::default());
     fixture.passes(RECLAIM_AFTER / 2);
     assert_eq!(fixture.finishes().await, Findings::default());
-    assert_eq!(fixture.held("a").await, [first("x")]);
+    assert_eq!(fixture.held("p", "a").await, [first("x")]);
     fixture.passes(RECLAIM_AFTER);
     assert_eq!(fixture.finishes().await, Findings { leaked: 1, ..Findings::default() });
-    assert_eq!(fixture.held("a").await, []);
+    assert_eq!(fixture.held("p", "a").await, []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -190,7 +185,7 @@ async fn a_slot_that_nobody_put_to_use_is_given_anew_when_nobody_can_be_about_to
     assert_eq!(found, Findings { unconfirmed: 1, ..Findings::default() });
     fixture.dispatcher.finish().await;
     assert_eq!(fixture.state("x"), State::Running, "it was launched again");
-    assert_eq!(fixture.held("a").await, [first("x")]);
+    assert_eq!(fixture.held("p", "a").await, [first("x")]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -200,12 +195,12 @@ async fn what_runs_has_its_slot_where_it_runs() {
     fixture.runs_on("x", "a").await;
     fixture.has_slot(&first("x"), "b").await;
     assert_eq!(fixture.looks_at(&first("x"), &slot("b")).await, elsewhere);
-    assert_eq!((fixture.held("a").await, fixture.held("b").await), (vec![first("x")], vec![]));
+    assert_eq!((fixture.held("p", "a").await, fixture.held("p", "b").await), (vec![first("x")], vec![]));
     // Found in a queue, where nobody will call for it.
     fixture.runs_on("y", "a").await;
     fixture.has_place("y", "a").await;
     assert_eq!(fixture.looks_at(&first("y"), &queue_of("a")).await, elsewhere);
-    assert_eq!(fixture.held("a").await.len(), 2, "the log gives it, whatever the room");
+    assert_eq!(fixture.held("p", "a").await.len(), 2, "the log gives it, whatever the room");
     assert_eq!(fixture.queued("a").await, []);
 }
 
@@ -218,17 +213,17 @@ async fn a_dispatch_without_an_answer_gets_a_slot_only_where_there_is_room() {
     fixture.granted("x", "a").await;
     assert_eq!(fixture.state("x"), State::Dispatching);
     assert_eq!(fixture.misses("x", 1).await, Findings::default());
-    assert_eq!(fixture.held("a").await, [first("runs")], "perhaps it was never put to its agent");
+    assert_eq!(fixture.held("p", "a").await, [first("runs")], "perhaps it was never put to its agent");
     fixture.has_place("x", "a").await;
     assert_eq!(fixture.looks_at(&first("x"), &queue_of("a")).await, Findings::default());
-    assert_eq!(fixture.held("a").await, [first("runs")], "however it is found");
+    assert_eq!(fixture.held("p", "a").await, [first("runs")], "however it is found");
     // There is room.
     let stamp = fixture.dispatcher.stamp();
     for hold in ["x", "runs"] {
         fixture.capacity().settle("p", &first(hold), stamp).await.unwrap();
     }
     assert_eq!(fixture.misses("x", 1).await, Findings { missing: 1, ..Findings::default() });
-    assert_eq!(fixture.held("a").await, [first("x")]);
+    assert_eq!(fixture.held("p", "a").await, [first("x")]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -271,7 +266,10 @@ async fn what_nobody_confirmed_is_finished_as_the_log_says() {
     fixture.dispatcher.finish().await;
     assert_eq!(fixture.state("x"), State::Running);
     assert_eq!(fixture.unconfirmed().await, 0);
-    assert_eq!((fixture.held("b").await, fixture.queued("b").await), (vec![first("y")], vec![first("z")]));
+    assert_eq!(
+        (fixture.held("p", "b").await, fixture.queued("b").await),
+        (vec![first("y")], vec![first("z")])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

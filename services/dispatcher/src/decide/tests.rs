@@ -275,7 +275,7 @@ fn redis_is_compared_with_the_log() {
     assert_eq!(misplaced(None, &first, &waiting), Some(Misplaced::Leaked));
     world.run_on("a");
     assert_eq!(misplaced(Some(&world.x()), &first, &slot("a")), None);
-    let elsewhere = Some(Misplaced::Elsewhere { agent: "a".to_owned(), since_ms: 1_000_000 });
+    let elsewhere = Some(Misplaced::Elsewhere { agent: AgentId::new("a").unwrap(), since_ms: 1_000_000 });
     assert_eq!(misplaced(Some(&world.x()), &first, &slot("b")), elsewhere);
     assert_eq!(misplaced(Some(&world.x()), &first, &waiting), elsewhere);
     world.lose();

@@ -145,11 +145,12 @@ impl Dispatcher {
                 Place::Slot { agent: on, granted_at_ms } => {
                     let (hold, granted_at_ms) = (hold.clone(), *granted_at_ms);
                     let found = GrantedSlot { hold, agent: on.clone(), granted_at_ms };
-                    let move_it =
-                        |c: &_| at_once(Capacity::relocate(c, POOL, &found, &agent, since_ms, self.stamp()));
+                    let move_it = |c: &_| {
+                        at_once(Capacity::relocate(c, POOL, &found, agent.as_str(), since_ms, self.stamp()))
+                    };
                     let _ = self.in_capacity(move_it).await;
                 }
-                Place::Waiting(_) => self.adopt(&agent, hold, since_ms).await,
+                Place::Waiting(_) => self.adopt(agent.as_str(), hold, since_ms).await,
             },
         }
         Ok(())
