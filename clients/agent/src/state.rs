@@ -13,7 +13,7 @@ use std::{
 
 use rollcall_core::{
     ids::ExecutionId,
-    wire::{AgentState, Outcome},
+    wire::{AgentState, Outcome, TERMINATED},
 };
 
 /// Ended attempts that are remembered, the oldest forgotten first. A dispatch that comes later than so many others ended
@@ -75,7 +75,7 @@ impl Refusal {
             Self::Draining => "draining",
             Self::AtCapacity => "at_capacity",
             Self::HeartbeatFull => "heartbeat_full",
-            Self::Terminated => "terminated",
+            Self::Terminated => TERMINATED,
             Self::OldAttempt => "old_attempt",
             Self::OlderAttemptRuns(_) => "older_attempt_runs",
         }

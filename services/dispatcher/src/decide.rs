@@ -8,7 +8,7 @@ use rollcall_core::{
     agent::{Agent, Status},
     event::ExecutionEvent,
     execution::{Attempt, Execution, Refusal, ReportFacts, State},
-    wire::{ErrorBody, Outcome},
+    wire::{ErrorBody, Outcome, TERMINATED, UNSUPPORTED},
 };
 
 use crate::state::{Change, Projection};
@@ -29,6 +29,35 @@ pub enum Effect {
     },
     /// It is to be ended on its agent.
     Terminate,
+}
+
+/// Characters of a refusal's reason that are kept.
+const REASON_CHARS_MAX: usize = 200;
+
+/// What an agent said to a dispatch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It has it.
+    Accepted,
+    /// Not now: back to the queue, for this reason.
+    Back(String),
+    /// Nobody is there. Who was never asked before has not taken it; who was may have lost its way to the bus since.
+    Nobody,
+    /// Never, for this reason.
+    Unfit(String),
+    /// Nobody knows, or it is not the dispatcher's to say.
+    Unknown,
+}
+
+/// What the reason of a refusal means. Without one it is refused for now. An attempt that its agent was told to end may have
+/// run there: it does not run once more. Whoever told it that says what becomes of it, or the watchdog finds it again.
+#[must_use]
+pub fn refused(reason: Option<&str>) -> Answer {
+    match reason.unwrap_or("refused") {
+        UNSUPPORTED => Answer::Unfit(UNSUPPORTED.to_owned()),
+        TERMINATED => Answer::Unknown,
+        reason => Answer::Back(reason.chars().take(REASON_CHARS_MAX).collect()),
+    }
 }
 
 /// The hold of an attempt.

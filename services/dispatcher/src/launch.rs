@@ -9,13 +9,13 @@ use rollcall_core::{
     agent::Agent,
     execution::{Attempt, Execution, Refusal, State},
     subject::AgentVerb,
-    wire::{DispatchReply, DispatchRequest},
+    wire::{DispatchReply, DispatchRequest, UNSUPPORTED},
 };
 use rollcall_nats::RequestError;
 use serde_json::value::RawValue;
 
 use crate::{
-    decide,
+    decide::{self, Answer},
     effect::{Leaves, Refused},
     ledger::DecideError,
     shell::Dispatcher,
@@ -32,26 +32,8 @@ const CROWDED: &str = "crowded";
 /// Why an execution was put back whose agent is not there.
 const NO_RESPONDERS: &str = "no_responders";
 
-/// The reason with which an agent says that it can never do this: the execution fails. With any other it may take it
-/// later, so the execution goes back to its queue (PROTOCOL.md 3).
-const NEVER: &str = "unsupported";
-
 /// Why work that has to be dispatched went back from an agent of the agents file.
 const NO_NATS: &str = "no_nats";
-
-/// What the agent said to a dispatch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
-    Accepted,
-    /// Not now: back to the queue.
-    Back(String),
-    /// Nobody is there. Who was never asked before has not taken it; who was may have lost its way to the bus since.
-    Nobody,
-    /// Never.
-    Unfit(String),
-    /// Nobody knows.
-    Unknown,
-}
 
 /// A dispatch that is about to be put to an agent.
 pub(crate) struct Question {
@@ -374,7 +356,7 @@ impl Dispatcher {
         let Question { id, held, body } = question;
         // It waited in the queue of an agent that was described in the agents file meanwhile.
         if held.instance_id.is_of_file() {
-            return Answer::Unfit(NEVER.to_owned());
+            return Answer::Unfit(UNSUPPORTED.to_owned());
         }
         let body = match body {
             Ok(body) => body.clone(),
@@ -388,9 +370,12 @@ impl Dispatcher {
             Ok(reply) => match serde_json::from_slice::<DispatchReply>(&reply.payload) {
                 Ok(DispatchReply { accepted: true, .. }) => Answer::Accepted,
                 Ok(DispatchReply { reason, .. }) => {
-                    let reason: String =
-                        reason.unwrap_or_else(|| "refused".to_owned()).chars().take(200).collect();
-                    if reason == NEVER { Answer::Unfit(reason) } else { Answer::Back(reason) }
+                    let answer = decide::refused(reason.as_deref());
+                    if answer == Answer::Unknown {
+                        tracing::info!(execution_id = %id, agent_id = %held.agent_id, reason,
+                            "was told to end it before this came, left to the watchdog");
+                    }
+                    answer
                 }
                 Err(error) => {
                     tracing::warn!(agent_id = %held.agent_id, %error, "an answer to a dispatch that is none");
@@ -524,5 +509,26 @@ mod tests {
         let told = dispatcher.confirm_again(&Pool::new("p").unwrap(), &grant, on_a).await.unwrap();
         assert_eq!(told, None, "nothing is put to anybody");
         assert_eq!(dispatcher.ledger.execution(before.id()), Some(before));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_its_agent_was_told_to_end_is_not_given_to_anybody_else() {
+        let fixture = Fixture::new().await;
+        fixture.agent("a", "p", 1).await;
+        let following = fixture.follows().await;
+        let dispatcher = &fixture.dispatcher;
+        dispatcher.audit().await.unwrap();
+        fixture.submitted("x", None, "p", Delivery::Push).await;
+        let on_a = fixture.granted("x", "a").await;
+        dispatcher.capacity.adopt("p", "a", &Hold::new("x", 1), 1, dispatcher.stamp()).await.unwrap();
+        let told = [serde_json::json!({"accepted": false, "reason": "terminated"})];
+        let asked = fixture.answers("a", AgentVerb::Dispatch, &told).await;
+        let held = on_a.current().unwrap().clone();
+        let body = Ok(Bytes::from_static(b"{}"));
+        dispatcher.ask(Question { id: on_a.id().clone(), held, body }).await;
+        assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 1);
+        assert_eq!(dispatcher.ledger.execution(on_a.id()), Some(on_a), "it may have run there");
+        assert_eq!(fixture.held("p", "a").await, [Hold::new("x", 1)]);
+        fixture.falls_behind(following).await;
     }
 }

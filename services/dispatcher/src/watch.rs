@@ -16,8 +16,8 @@ use rollcall_core::{
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    decide,
-    launch::{Answer, DISPATCH_ANSWER_TIMEOUT},
+    decide::{self, Answer},
+    launch::DISPATCH_ANSWER_TIMEOUT,
     shell::Dispatcher,
     state::TakeUpAges,
 };

@@ -566,3 +566,15 @@ fn who_accepts_or_refuses_for_good_speaks_only_of_its_own_dispatch() {
         }
     }
 }
+
+#[test]
+fn a_refusal_is_for_now_for_ever_or_not_ours_to_judge() {
+    let back = |reason: &str| Answer::Back(reason.to_owned());
+    for reason in ["draining", "at_capacity", "busy with something else", "Terminated", "refused"] {
+        assert_eq!(refused(Some(reason)), back(reason), "{reason}");
+    }
+    assert_eq!(refused(None), back("refused"));
+    assert_eq!(refused(Some("unsupported")), Answer::Unfit("unsupported".to_owned()));
+    assert_eq!(refused(Some("terminated")), Answer::Unknown, "it may have run there");
+    assert_eq!(refused(Some(&"\u{e4}".repeat(1_000))), back(&"\u{e4}".repeat(200)), "it goes into the log");
+}

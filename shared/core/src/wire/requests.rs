@@ -29,6 +29,13 @@ pub struct DispatchRequest {
     pub checkpoint: Option<Box<RawValue>>,
 }
 
+/// The reason with which an agent refuses what it can never do: the execution fails. With any other but
+/// [`TERMINATED`] it may take it later, so the execution goes back to its queue (PROTOCOL.md 3).
+pub const UNSUPPORTED: &str = "unsupported";
+
+/// The reason of an agent that was told to end this attempt, perhaps while it ran, before the dispatch came (PROTOCOL.md 3).
+pub const TERMINATED: &str = "terminated";
+
 /// The answer to a dispatch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DispatchReply {

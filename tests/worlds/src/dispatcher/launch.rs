@@ -2,7 +2,10 @@
 
 use std::rc::Rc;
 
-use dispatcher::{decide, state::Change};
+use dispatcher::{
+    decide::{self, Answer},
+    state::Change,
+};
 use rollcall_capacity::{Capacity, Confirmation, Epoch, Grant, Hold, Stamp};
 use rollcall_core::{
     AgentId, ExecutionId,
@@ -13,7 +16,7 @@ use rollcall_core::{
 use super::{Dispatcher, TAKE_UP, Undecided};
 use crate::{
     Defect,
-    agent::{Answer, Reply, Request},
+    agent::{self, Reply, Request},
     exec::{at_once, pause},
     plan::worst_moment,
     stage::POOL,
@@ -24,14 +27,6 @@ const DEFAULT_TIMEOUT_MS: u64 = 5_000;
 
 const SLOT_LOST: &str = "slot_lost";
 const CROWDED: &str = "crowded";
-
-/// What became of a dispatch.
-enum Taken {
-    Accepted,
-    Back(String),
-    Nobody,
-    Unknown,
-}
 
 impl Dispatcher {
     pub(super) async fn launch(self: Rc<Self>, grant: Grant) {
@@ -205,33 +200,33 @@ impl Dispatcher {
     pub(super) async fn ask(self: &Rc<Self>, execution: Execution) {
         let Some(held) = execution.current().cloned() else { return };
         let id = execution.id().clone();
-        let taken = match self.put(&id, &held).await {
-            Taken::Nobody => Taken::Back("no_responders".to_owned()),
-            Taken::Unknown if self.stage.has(Defect::SilenceRefuses) => Taken::Back("silent".to_owned()),
-            taken => taken,
+        let answer = match self.put(&id, &held).await {
+            Answer::Nobody => Answer::Back("no_responders".to_owned()),
+            Answer::Unknown if self.stage.has(Defect::SilenceRefuses) => Answer::Back("silent".to_owned()),
+            answer => answer,
         };
-        if self.answered(&id, &held, taken).await.is_err() {
+        if self.answered(&id, &held, answer).await.is_err() {
             self.spawn_settle_unknown(id, held);
         }
     }
 
     /// Asks an agent that may have been asked before, and does not list it.
-    async fn ask_again(self: &Rc<Self>, id: &ExecutionId, held: &Attempt) -> Taken {
+    async fn ask_again(self: &Rc<Self>, id: &ExecutionId, held: &Attempt) -> Answer {
         if self.stage.has(Defect::UnansweredIsUnasked) {
-            return Taken::Back(SLOT_LOST.to_owned());
+            return Answer::Back(SLOT_LOST.to_owned());
         }
         match self.claim_by_log(Hold::new(id.as_str(), held.number), &held.agent_id).await {
             Some(Confirmation::Confirmed { .. }) => {}
-            Some(Confirmation::Crowded) => return Taken::Unknown,
+            Some(Confirmation::Crowded) => return Answer::Unknown,
             Some(Confirmation::Lost) => {
                 self.stage.count("slots lost before an agent was asked again");
-                return Taken::Back(SLOT_LOST.to_owned());
+                return Answer::Back(SLOT_LOST.to_owned());
             }
-            None => return Taken::Unknown,
+            None => return Answer::Unknown,
         }
         match self.put(id, held).await {
-            Taken::Nobody => Taken::Unknown,
-            taken => taken,
+            Answer::Nobody => Answer::Unknown,
+            answer => answer,
         }
     }
 
@@ -241,14 +236,14 @@ impl Dispatcher {
         self.in_capacity(|c| at_once(c.confirm(POOL, &grant, self.stamp()))).await
     }
 
-    async fn put(&self, id: &ExecutionId, held: &Attempt) -> Taken {
+    async fn put(&self, id: &ExecutionId, held: &Attempt) -> Answer {
         let request = Request::Dispatch(id.clone(), held.number, held.timeout_ms);
         let asked = self.stage.ask(self.me, &held.agent_id, &held.instance_id, request, ANSWER_TIMEOUT_MS);
         match asked.await {
-            Answer::Said(Reply::Accepted) => Taken::Accepted,
-            Answer::Said(Reply::Refused(reason)) => Taken::Back(reason.to_owned()),
-            Answer::NoResponders => Taken::Nobody,
-            Answer::Said(_) | Answer::Nothing | Answer::Void => Taken::Unknown,
+            agent::Answer::Said(Reply::Accepted) => Answer::Accepted,
+            agent::Answer::Said(Reply::Refused(reason)) => decide::refused(Some(reason)),
+            agent::Answer::NoResponders => Answer::Nobody,
+            agent::Answer::Said(_) | agent::Answer::Nothing | agent::Answer::Void => Answer::Unknown,
         }
     }
 
@@ -256,11 +251,11 @@ impl Dispatcher {
         self: &Rc<Self>,
         id: &ExecutionId,
         held: &Attempt,
-        taken: Taken,
+        answer: Answer,
     ) -> Result<(), Undecided> {
-        let decided = match taken {
-            Taken::Accepted => self.decide(id, |e| decide::accepted(e, held)).await,
-            Taken::Back(reason) => {
+        let decided = match answer {
+            Answer::Accepted => self.decide(id, |e| decide::accepted(e, held)).await,
+            Answer::Back(reason) => {
                 self.decide(id, |e| {
                     if decide::is_in_dispatch(e, held) {
                         e.queue(1, Some(reason.clone()))
@@ -270,7 +265,8 @@ impl Dispatcher {
                 })
                 .await
             }
-            Taken::Nobody | Taken::Unknown => {
+            // Nothing here is more than an agent can do.
+            Answer::Nobody | Answer::Unknown | Answer::Unfit(_) => {
                 self.spawn_settle_unknown(id.clone(), held.clone());
                 return Ok(());
             }
@@ -308,11 +304,11 @@ impl Dispatcher {
                 seen = number;
                 let listed = !this.stage.has(Defect::UnansweredIsUnasked)
                     && beat.claims.iter().any(|c| c.id == id && c.attempt == held.number);
-                let taken = if listed { Taken::Accepted } else { this.ask_again(&id, &held).await };
-                if matches!(taken, Taken::Unknown) {
+                let answer = if listed { Answer::Accepted } else { this.ask_again(&id, &held).await };
+                if matches!(answer, Answer::Unknown) {
                     continue;
                 }
-                if this.answered(&id, &held, taken).await.is_ok() {
+                if this.answered(&id, &held, answer).await.is_ok() {
                     break;
                 }
             }
