@@ -36,8 +36,8 @@ pub enum Look {
     Canary,
     /// Ask the instance what it holds.
     Instance,
-    /// Ask the instance to end what it never took, so that it does not begin it later.
-    Promise,
+    /// Ask the instance to end what may still begin there, for this reason, so that it does not.
+    Promise(RecoveryReason),
     /// The last message on the execution's report subject.
     Report,
     /// A place in the rate limit of agent-lost recoveries.

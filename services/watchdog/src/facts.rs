@@ -134,8 +134,8 @@ pub enum Edge {
     Void,
 }
 
-/// What the holding instance said to being asked to end what it never took, so that a dispatch which is still under way to
-/// it begins nothing.
+/// What the holding instance said to being asked to end what may still begin there, so that a dispatch which is under way to
+/// it, or an orchestrator that is late, begins nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Promise {
     /// Nobody asked.
@@ -176,6 +176,9 @@ pub struct Facts {
     pub state: State,
     /// Its agent accepted it (or it is delivered externally).
     pub started: bool,
+    /// Its agent accepted it from the dispatcher, which asks no more then. What is delivered externally its orchestrator may
+    /// start at any time, and again.
+    pub accepted: bool,
     /// When the present attempt was dispatched.
     pub dispatched_at: Timestamp,
     /// When its time is up.
@@ -205,7 +208,7 @@ pub struct Facts {
     pub waiting: Waiting,
     /// What its instance says.
     pub edge: Edge,
-    /// What its instance promises of what it never took.
+    /// What its instance promises of what may still begin there.
     pub promise: Promise,
     /// A message of our own came back through the bus just now, and all that came before it was read.
     pub canary: bool,

@@ -59,7 +59,7 @@ rows! {
     UnlistedAnswers = "unlisted_answers", "missing on two heartbeats, but its agent says it holds it",
         "the instance, asked directly, lists it: the newest word counts";
     Orphaned = "orphaned", "its agent is alive and does not know it",
-        "two lists in a row beyond the grace without it, a canary came back through the bus, the instance, asked directly, does not list it (or takes no requests), no report waits";
+        "two lists in a row beyond the grace without it, a canary came back through the bus, the instance, asked directly, does not list it (or takes no requests), no report waits; with external delivery its instance is asked to end it first, as for dispatch_lost";
     DispatchLost = "dispatch_lost", "dispatched, never started, its agent is alive and does not know it",
         "as orphaned, and the log holds no start; its instance, asked to end it, says that it does not run (or gives no answer), so a dispatch that is still under way begins nothing";
     TimedOut = "timed_out", "its deadline passed",
@@ -126,6 +126,7 @@ pub fn healthy_sample() -> (Facts, Timestamp) {
     let facts = Facts {
         state: State::Running,
         started: true,
+        accepted: true,
         dispatched_at: at(0),
         deadline: at(15 * MINUTE),
         cancelled_at: None,
@@ -220,7 +221,7 @@ pub fn sample(row: Row) -> (Facts, Timestamp) {
         Row::Unheard => facts.listing = Listing::Unknown,
         Row::UnlistedAnswers | Row::SilentAnswers => facts.edge = Edge::Lists,
         Row::DispatchLost => {
-            (facts.state, facts.started) = (State::Dispatching, false);
+            (facts.state, facts.started, facts.accepted) = (State::Dispatching, false, false);
             facts.promise = Promise::NotRunning;
         }
         Row::TimedOut | Row::TerminateRefused => {
@@ -282,7 +283,9 @@ pub fn verdict_in_words(judgement: &Judgement, now: Timestamp) -> String {
         }
         Verdict::Look(Look::Canary) => "prove that we see, then decide".to_owned(),
         Verdict::Look(Look::Instance) => "ask its instance, then decide".to_owned(),
-        Verdict::Look(Look::Promise) => "have its instance promise not to begin it, then decide".to_owned(),
+        Verdict::Look(Look::Promise(_)) => {
+            "have its instance promise not to begin it, then decide".to_owned()
+        }
         Verdict::Look(Look::Report) => "look for a waiting report, then decide".to_owned(),
         Verdict::Look(Look::Turn) => "take a place in the rate limit, then recover it".to_owned(),
         Verdict::Terminate(reason) => format!("ask its agent to end it ({}), then decide", reason.as_str()),

@@ -117,7 +117,7 @@ async fn work(shared: &Shared, id: &ExecutionId) -> Result<Option<(Judgement, Fa
                 return Ok(Some((judgement, facts)));
             }
             // No append on what we know stands before the end of work: the log's own word does, from its leader.
-            Verdict::Terminate(_) | Verdict::Look(Look::Promise) if !is_fresh => {
+            Verdict::Terminate(_) | Verdict::Look(Look::Promise(_)) if !is_fresh => {
                 follow::refresh(shared, id).await.map_err(|error| error.to_string())?;
                 is_fresh = true;
             }
@@ -160,8 +160,8 @@ async fn fetch(
         }
         Look::Turn => shared.with(|world, now| world.take_turn(id, now)),
         Look::Instance => looks.edge = look_at_instance(shared, id, holder).await,
-        Look::Promise => {
-            match ask_to_end(shared, id, holder, RecoveryReason::DispatchLost).await {
+        Look::Promise(reason) => {
+            match ask_to_end(shared, id, holder, reason).await {
                 Ending::Confirmed => looks.promise = Promise::Ended,
                 Ending::NotRunning => looks.promise = Promise::NotRunning,
                 // It has begun it meanwhile: its newest word counts.

@@ -226,11 +226,11 @@ impl Watchdog {
                     looks.of_started = facts.started;
                     looks.edge = self.look(id, held.number, &held.agent_id, &held.instance_id).await;
                 }
-                Verdict::Terminate(_) | Verdict::Look(Look::Promise) if !is_fresh => {
+                Verdict::Terminate(_) | Verdict::Look(Look::Promise(_)) if !is_fresh => {
                     self.refresh(id).await?;
                     is_fresh = true;
                 }
-                Verdict::Look(Look::Promise) => {
+                Verdict::Look(Look::Promise(_)) => {
                     let asked = Request::Terminate(id.clone(), held.number);
                     let (agent, instance) = (&held.agent_id, &held.instance_id);
                     match self.stage.ask(self.me, agent, instance, asked, TERMINATE_TIMEOUT_MS).await {

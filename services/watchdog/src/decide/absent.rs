@@ -72,17 +72,18 @@ impl Case<'_> {
         Ground { row, reason, true_at: since, fell_due_at }
     }
 
-    /// Its instance, asked, does not hold it. A dispatch that it never answered may still be on its way to it, and would begin
-    /// an attempt that no longer counts: so it is asked to end that first. Over HTTP nothing is dispatched.
+    /// Its instance, asked, does not hold it. A dispatch that it never answered, or the orchestrator of work that is delivered
+    /// externally, may still be on its way to it, and would begin an attempt that no longer counts: so it is asked to end that
+    /// first. Over HTTP there is nobody to promise it: a registry knows no attempts.
     pub(super) fn let_go(&self, ground: &Ground) -> Judgement {
         let facts = self.facts;
-        let may_begin = !facts.started
+        let may_begin = !facts.accepted
             && !facts.channel.driven
             && matches!(facts.asked, Asked::No | Asked::Unconfirmed { .. });
         match facts.promise {
             // Its report is looked for first: what was reported begins no more.
             Promise::Unasked if may_begin && facts.waiting == Waiting::Nothing => {
-                say(ground.row, Verdict::Look(Look::Promise))
+                say(ground.row, Verdict::Look(Look::Promise(ground.reason)))
             }
             Promise::Ended => self.conclude(ground, TerminateOutcome::Confirmed),
             Promise::NoAnswer => self.conclude(ground, TerminateOutcome::Failed),

@@ -23,6 +23,7 @@ impl World {
         let mut facts = Facts {
             state: execution.state,
             started: execution.is_external(),
+            accepted: false,
             dispatched_at: Timestamp::default(),
             deadline: Timestamp::default(),
             cancelled_at: execution.cancel.as_ref().map(|c| c.at),
@@ -49,7 +50,8 @@ impl World {
             turn_at: trouble.and_then(|t| t.turn_at),
         };
         let Some(held) = execution.holder() else { return Some(facts) };
-        facts.started |= held.started_at.is_some();
+        facts.accepted = held.started_at.is_some() && !execution.is_external();
+        facts.started |= facts.accepted;
         if facts.started && !looks.of_started {
             // It was accepted since: what its instance said before that is no word about it.
             (facts.edge, facts.promise) = (Edge::Unasked, Promise::Unasked);

@@ -67,20 +67,44 @@ fn one_that_is_silent_and_answers_without_it_is_asked_as_well() {
 }
 
 #[test]
+fn an_orchestrator_that_is_late_begins_nothing_after_the_verdict() {
+    let mut sim = Sim::begun(Begun::Granted, HOUR, None);
+    sim.truth = Truth::Empty;
+    sim.advance(LIMITS.dispatch_grace_ms + 500);
+    sim.beat(false, 0);
+    sim.advance(900);
+    sim.beat(false, 0);
+    let (reason, ended, _) = sim.recovered[0];
+    assert_eq!((reason, ended), (RecoveryReason::Orphaned, TerminateOutcome::NotRunning));
+    assert_eq!((sim.promises, sim.terminations), (1, 0));
+}
+
+#[test]
 fn only_what_may_still_begin_there_is_asked_for() {
     let (mut facts, now) = sample(Row::DispatchLost);
     facts.promise = Promise::Unasked;
-    assert_eq!(judge(&facts, &SAMPLE_LIMITS, now).verdict, Verdict::Look(Look::Promise));
+    assert_eq!(
+        judge(&facts, &SAMPLE_LIMITS, now).verdict,
+        Verdict::Look(Look::Promise(RecoveryReason::DispatchLost))
+    );
     let concluded = |facts| match judge(&facts, &SAMPLE_LIMITS, now).verdict {
         Verdict::Recover(finding) => finding.terminate,
         verdict => panic!("{verdict:?}"),
     };
-    let mut started = facts.clone();
-    started.started = true;
-    assert_eq!(concluded(started), TerminateOutcome::NotRunning, "it began, and is away");
+    let mut accepted = facts.clone();
+    (accepted.started, accepted.accepted) = (true, true);
+    assert_eq!(concluded(accepted), TerminateOutcome::NotRunning, "it began, and is away");
+    let mut external = facts.clone();
+    external.started = true;
+    let promise = Look::Promise(RecoveryReason::Orphaned);
+    assert_eq!(
+        judge(&external, &SAMPLE_LIMITS, now).verdict,
+        Verdict::Look(promise),
+        "its orchestrator may be late"
+    );
     let mut driven = facts.clone();
     driven.channel.driven = true;
-    assert_eq!(concluded(driven), TerminateOutcome::NotRunning, "nothing is dispatched over HTTP");
+    assert_eq!(concluded(driven), TerminateOutcome::NotRunning, "a registry knows no attempts");
     // What was reported does not begin any more: the report is looked for first, and withholds the verdict.
     let mut reported = facts;
     reported.waiting = Waiting::Unasked;

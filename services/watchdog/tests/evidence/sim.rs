@@ -439,7 +439,7 @@ impl Sim {
                             Truth::Void => Edge::Void,
                         };
                     }
-                    Verdict::Look(Look::Promise) => {
+                    Verdict::Look(Look::Promise(_)) => {
                         self.promises += 1;
                         looks.promise = match self.promise {
                             Some(TerminateState::Terminated) => Promise::Ended,

@@ -254,7 +254,7 @@ impl Fleet {
             max_attempts: 3,
             stall_timeout_ms: job.stall_timeout_ms,
             lost_after_ms: None,
-            delivery: Delivery::Push,
+            delivery: job.delivery,
             labels: BTreeMap::new(),
             request_sha256: "0".repeat(64),
         };
@@ -399,9 +399,11 @@ pub struct Job {
     pub timeout_ms: u64,
     pub stall_timeout_ms: Option<u64>,
     pub on_loss: OnLoss,
+    pub delivery: Delivery,
 }
 
-pub const LONG: Job = Job { timeout_ms: 600_000, stall_timeout_ms: None, on_loss: OnLoss::Fail };
+pub const LONG: Job =
+    Job { timeout_ms: 600_000, stall_timeout_ms: None, on_loss: OnLoss::Fail, delivery: Delivery::Push };
 
 /// How a fake agent answers a terminate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use harness::{FakeAgent, Fleet, Job, LONG, Manner, now};
 use rollcall_core::{
     agent::Status,
     event::{RecoveryAction, RecoveryReason, SystemEventKind, TerminateOutcome},
-    wire::OnLoss,
+    wire::{Delivery, OnLoss},
 };
 use serde_json::json;
 
@@ -83,6 +83,22 @@ async fn an_agent_that_takes_requests_promises_not_to_begin_what_it_never_took()
     let asked = agent.terminations();
     assert_eq!(asked.len(), 1);
     assert_eq!((asked[0]["reason"].as_str(), asked[0]["attempt"].as_u64()), (Some("dispatch_lost"), Some(1)));
+    dog.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_promises_not_to_begin_what_a_late_orchestrator_brings() {
+    let fleet = Fleet::start().await;
+    let agent = FakeAgent::start(&fleet, "a", "i-1").await;
+    fleet.register("a", "i-1").await;
+    let dog = fleet.watchdog().await;
+    fleet.dispatch("x", "a", "i-1", Job { delivery: Delivery::External, ..LONG }).await;
+    let recovered = fleet.recovery("x").await;
+    assert_eq!(recovered.reason, RecoveryReason::Orphaned);
+    assert_eq!(recovered.terminate, TerminateOutcome::NotRunning);
+    let asked = agent.terminations();
+    assert_eq!(asked.len(), 1);
+    assert_eq!((asked[0]["reason"].as_str(), asked[0]["attempt"].as_u64()), (Some("orphaned"), Some(1)));
     dog.stop().await;
 }
 
