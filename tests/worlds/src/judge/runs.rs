@@ -20,13 +20,19 @@ use crate::{
 
 /// Invariant 1: no attempt runs at two places, at once or one after the other, nor twice at one.
 pub(super) fn once(stage: &Stage) -> Verdict {
-    let truth = stage.truth.borrow();
+    let (log, truth) = (stage.log.borrow(), stage.truth.borrow());
+    let mut entries = log.entries().iter().peekable();
+    let mut word = Word::default();
     let mut ran: BTreeMap<(&ExecutionId, u32), &Run> = BTreeMap::new();
     for run in &truth.runs {
+        while let Some(entry) = entries.next_if(|entry| entry.landed_at <= run.began_at) {
+            word.enter(entry);
+        }
         let Some(before) = ran.insert((&run.execution, run.attempt), run) else { continue };
-        // An instance that forgot it is asked once more before its work is called lost, and knows no better.
-        let forgotten = matches!(before.ended, Some((_, End::Forgotten)));
-        if before.instance != run.instance || !forgotten {
+        // Its instance lost it, which no agent should, before anybody heard that it had begun: all that the instance itself
+        // said was that it had not. It is over by then.
+        let unknown = matches!(before.ended, Some((_, End::Forgotten))) && !word.started(before);
+        if !unknown {
             let (id, attempt) = (&run.execution, run.attempt);
             return Err(broken(1, format!("{id}:{attempt} ran twice: {before:?}, {run:?}")));
         }
@@ -125,6 +131,10 @@ impl Word {
         }
     }
 
+    fn started(&self, run: &Run) -> bool {
+        self.started.contains(&(run.execution.clone(), run.attempt))
+    }
+
     fn dispatched(&self, run: &Run) -> Option<u64> {
         self.dispatched.get(&(run.instance.clone(), run.execution.clone(), run.attempt)).copied()
     }
@@ -132,8 +142,7 @@ impl Word {
     /// That capacity went back behind a dispatch is known to nobody but its dispatcher until its agent has accepted.
     fn lost(&self, run: &Run, moved_back: &[u64], at: u64) -> bool {
         let Some(since) = self.dispatched(run) else { return false };
-        !self.started.contains(&(run.execution.clone(), run.attempt))
-            && moved_back.iter().any(|back| (since..=at).contains(back))
+        !self.started(run) && moved_back.iter().any(|back| (since..=at).contains(back))
     }
 
     fn gave_up(&self, run: &Run) -> bool {
