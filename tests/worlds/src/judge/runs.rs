@@ -29,10 +29,11 @@ pub(super) fn once(stage: &Stage) -> Verdict {
             word.enter(entry);
         }
         let Some(before) = ran.insert((&run.execution, run.attempt), run) else { continue };
-        // Its instance lost it, which no agent should, before anybody heard that it had begun: all that the instance itself
-        // said was that it had not. It is over by then.
-        let unknown = matches!(before.ended, Some((_, End::Forgotten))) && !word.started(before);
-        if !unknown {
+        // Its instance lost it, which no agent should, and begins it anew when a question comes that was late. Or it did so before
+        // anybody heard that it had begun: all that it said was that it had not. It is over by then.
+        let forgotten = matches!(before.ended, Some((_, End::Forgotten)));
+        let unknown = before.instance == run.instance || !word.started(before);
+        if !forgotten || !unknown {
             let (id, attempt) = (&run.execution, run.attempt);
             return Err(broken(1, format!("{id}:{attempt} ran twice: {before:?}, {run:?}")));
         }
