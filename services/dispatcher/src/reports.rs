@@ -17,6 +17,7 @@ use crate::{ledger::DecideError, shell::Dispatcher, state::Change};
 /// How long a `terminated` or `cancelled` that nobody wrote into the log waits for whoever asked the agent for it
 /// (the watchdog, which writes its verdict as soon as the agent has answered) before it counts as a failure.
 pub(crate) const ASKED_FOR_GRACE: Duration = Duration::from_secs(3);
+const ASKED_FOR_GRACE_MS: u64 = ASKED_FOR_GRACE.as_millis() as u64;
 /// Pause between two looks at such a report.
 const ASKED_FOR_PAUSE: Duration = Duration::from_millis(250);
 /// Most deliveries in that time. No clock can hold a report up for longer.
@@ -127,13 +128,30 @@ impl Dispatcher {
 
     /// Dead by its own word although the log knows nobody who wanted that: the watchdog may be about to say so.
     fn may_be_asked_for(&self, delivery: &Delivery, execution: &Execution, outcome: Outcome) -> bool {
-        if !matches!(outcome, Outcome::Terminated | Outcome::Cancelled)
-            || execution.state == State::Cancelling
-        {
+        if !is_asked_for(execution, outcome) {
             return false;
         }
         let waited = self.ledger.now().as_millis() - delivery.time().timestamp_millis();
         is_in_grace(u64::try_from(waited).unwrap_or(0), delivery.delivered())
+    }
+
+    /// The same where an orchestrator says so of work with external delivery: waits until the watchdog has spoken, or has had the
+    /// time to. It asks for the end of such work when it is out of time, or has stood still.
+    pub(crate) async fn wait_for_who_asked(&self, known: &Execution, attempt: u32, outcome: Outcome) {
+        let until = tokio::time::Instant::now() + ASKED_FOR_GRACE;
+        let may_be_asked_for = |execution: &Execution| {
+            let Some(held) = execution.holder().filter(|held| held.number == attempt) else { return false };
+            let near_its_end = self.ledger.now().plus_ms(ASKED_FOR_GRACE_MS) >= held.deadline;
+            is_asked_for(execution, outcome) && (near_its_end || execution.request.stall_timeout_ms.is_some())
+        };
+        // What is not in memory any more has ended.
+        let mut latest = Some(known.clone());
+        while latest.is_some_and(|execution| may_be_asked_for(&execution))
+            && tokio::time::Instant::now() < until
+        {
+            tokio::time::sleep(ASKED_FOR_PAUSE).await;
+            latest = self.ledger.execution(known.id());
+        }
     }
 
     async fn facts(
@@ -177,6 +195,11 @@ impl Dispatcher {
                 .await;
         }
     }
+}
+
+/// Whether this is a word for somebody who asked for its end, and whom the log does not know yet.
+fn is_asked_for(execution: &Execution, outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Terminated | Outcome::Cancelled) && execution.state != State::Cancelling
 }
 
 /// Whether a report that came `waited_ms` ago, and now for the `delivered`th time, waits for whoever asked for it.

@@ -164,6 +164,7 @@ impl Dispatcher {
             checkpoint: None,
             error: request.error,
         };
+        self.wait_for_who_asked(&known, request.attempt, request.outcome).await;
         let refused = |e: &Execution| rollcall_core::execution::Refusal::State(e.state.as_str());
         let change =
             match self.ledger.decide(&id, |e| e.report(facts.clone()).ok_or_else(|| refused(e))).await {
@@ -308,7 +309,15 @@ fn queue_rows(queue: &[rollcall_capacity::QueuedHold]) -> Vec<serde_json::Value>
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rollcall_capacity::{Ask, Hold, Priority, Queue, Requeue};
+    use rollcall_core::{
+        AgentId, ExecutionId, InstanceId,
+        event::{RecoveryReason, TerminateOutcome},
+        execution::Loss,
+        wire::Delivery,
+    };
     use serde_json::json;
 
     use super::*;
@@ -362,5 +371,42 @@ mod tests {
         assert_eq!((&now["open"], &now["free"], &now["queued"]), (&json!(false), &json!(1), &json!(3)));
         let unknown = dispatcher.capacity_verb(br#"{"agent_id": "b"}"#).await.unwrap_err();
         assert_eq!(unknown.code, ErrorCode::UnknownAgent);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_release_as_terminated_waits_for_the_verdict_that_asked_for_it() {
+        let fixture = Fixture::new().await;
+        fixture.agent("a", "p", 1).await;
+        fixture.follows().await;
+        let dispatcher = &fixture.dispatcher;
+        dispatcher.audit().await.unwrap();
+        fixture.submitted("x", Some("a"), "p", Delivery::External).await;
+        let (id, agent) = (ExecutionId::new("x").unwrap(), AgentId::new("a").unwrap());
+        let (instance, now) = (InstanceId::new("i-1").unwrap(), dispatcher.ledger.now());
+        // Out of time at once: the watchdog has its agent end it, and its orchestrator sees that first.
+        dispatcher.ledger.decide(&id, |e| e.dispatch(1, &agent, &instance, 1, now)).await.unwrap();
+        let body = br#"{"execution_id": "x", "attempt": 1, "outcome": "terminated"}"#;
+        let mut release = std::pin::pin!(dispatcher.release_verb(body));
+        tokio::time::timeout(Duration::from_millis(700), &mut release).await.unwrap_err();
+        let loss = Loss {
+            attempt: 1,
+            reason: RecoveryReason::TimedOut,
+            terminate: TerminateOutcome::Confirmed,
+            detected_after_ms: 1,
+            evidence: serde_json::Value::Null,
+            message: String::new(),
+            returned: false,
+            checkpoint: None,
+        };
+        let recovered = |e: &Execution| e.lose(loss.clone());
+        fixture.another().decide(&id, recovered).await.unwrap();
+        let told = release.await.unwrap_err();
+        assert_eq!(
+            (told.code, told.message.contains("no longer counts")),
+            (ErrorCode::Conflict, true),
+            "{told:?}"
+        );
+        let ended = dispatcher.ledger.fresh_execution(&id).await.unwrap().unwrap();
+        assert_eq!(ended.attempt_numbered(1).unwrap().recovered, Some(RecoveryReason::TimedOut));
     }
 }
