@@ -6,6 +6,7 @@ mod audit;
 mod effects;
 mod launch;
 mod report;
+mod slots;
 
 use std::{
     cell::{Cell, RefCell},

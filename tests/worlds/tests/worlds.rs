@@ -235,3 +235,8 @@ fn saying_of_what_was_asked_that_it_was_not_is_caught() {
 fn asking_an_agent_to_take_what_is_external_is_caught() {
     says_so(Defect::ExternalAsked, 1, "which is external");
 }
+
+#[test]
+fn granting_it_to_an_orchestrator_once_more_is_caught() {
+    says_so(Defect::NoCas, 1, "granted twice");
+}

@@ -182,10 +182,6 @@ impl Dispatcher {
         }
     }
 
-    pub(super) async fn adopt(self: &Rc<Self>, agent: &str, hold: &Hold, since_ms: u64) {
-        let _ = self.in_capacity(|c| at_once(c.adopt(POOL, agent, hold, since_ms, self.stamp()))).await;
-    }
-
     async fn audit_missing(self: &Rc<Self>, id: &ExecutionId, attempt: u32) -> Result<(), Undecided> {
         let Some(execution) = self.fresh(id).await? else { return Ok(()) };
         if execution.attempt != attempt || execution.state.is_terminal() {

@@ -6,7 +6,7 @@ use dispatcher::{
     decide::{self, Answer},
     state::Change,
 };
-use rollcall_capacity::{Capacity, Confirmation, Epoch, Grant, Hold, Stamp};
+use rollcall_capacity::{Capacity, Confirmation, Grant, Hold, Stamp};
 use rollcall_core::{
     AgentId, ExecutionId,
     agent::Agent,
@@ -43,7 +43,7 @@ impl Dispatcher {
         let Ok(id) = ExecutionId::new(&grant.hold.execution_id) else { return Ok(None) };
         let Some(execution) = self.fresh(&id).await? else { return Ok(None) };
         if execution.state != State::Queued || execution.attempt != grant.hold.attempt {
-            self.give_back_unless_held(grant, Some(&execution)).await;
+            self.give_back_unless_held(&grant.hold, Some(&execution)).await;
             return Ok(None);
         }
         let Ok(agent_id) = AgentId::new(&grant.agent) else { return Ok(None) };
@@ -87,7 +87,7 @@ impl Dispatcher {
             Ok(change) => self.confirm_again(grant, change.after).await,
             Err(Undecided::Refused) => {
                 let fresh = self.fresh(&id).await?;
-                self.give_back_unless_held(grant, fresh.as_ref()).await;
+                self.give_back_unless_held(&grant.hold, fresh.as_ref()).await;
                 Ok(None)
             }
             Err(away) => Err(away),
@@ -164,7 +164,7 @@ impl Dispatcher {
             }
             Err(Undecided::Refused) => {
                 let fresh = self.fresh(id).await?;
-                self.give_back_unless_held(grant, fresh.as_ref()).await;
+                self.give_back_unless_held(&grant.hold, fresh.as_ref()).await;
             }
             Err(away) => return Err(away),
         }
@@ -185,15 +185,6 @@ impl Dispatcher {
             }
         })
         .await
-    }
-
-    async fn give_back_unless_held(self: &Rc<Self>, grant: &Grant, execution: Option<&Execution>) {
-        let held =
-            execution.and_then(Execution::holder).is_some_and(|held| held.number == grant.hold.attempt);
-        let waits = execution.is_some_and(|e| e.state == State::Queued && e.attempt == grant.hold.attempt);
-        if !held && !waits {
-            self.settle(&grant.hold).await;
-        }
     }
 
     /// Asks the agent to take what was dispatched, and writes down what it says.
@@ -228,12 +219,6 @@ impl Dispatcher {
             Answer::Nobody => Answer::Unknown,
             answer => answer,
         }
-    }
-
-    /// The slot that the log gives to a dispatch, if it has it or there is room for it.
-    pub(super) async fn claim_by_log(self: &Rc<Self>, hold: Hold, agent: &AgentId) -> Option<Confirmation> {
-        let grant = Grant { hold, agent: agent.as_str().to_owned(), epoch: Epoch::before_all() };
-        self.in_capacity(|c| at_once(c.confirm(POOL, &grant, self.stamp()))).await
     }
 
     async fn put(&self, id: &ExecutionId, held: &Attempt) -> Answer {

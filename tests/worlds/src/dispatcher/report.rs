@@ -139,6 +139,7 @@ impl Dispatcher {
             instance_id: attempt.instance_id,
             ..self.facts(&known, report)
         };
+        self.wait_for_who_asked(&known, report).await;
         let refused = |e: &Execution| Refusal::State(e.state.as_str());
         match self.decide(id, |e| e.report(facts.clone()).ok_or_else(|| refused(e))).await {
             Ok(change) => {
@@ -147,6 +148,20 @@ impl Dispatcher {
             }
             Err(Undecided::Refused) => true,
             Err(Undecided::Away) => false,
+        }
+    }
+
+    /// The watchdog may have asked for its end and be about to write so.
+    async fn wait_for_who_asked(self: &Rc<Self>, known: &Execution, report: &Report) {
+        let began = self.stage.exec.now();
+        let mut waits = true;
+        while waits {
+            let now = self.execution(&report.execution);
+            let execution = now.as_ref().unwrap_or(known);
+            let held = execution.holder().filter(|held| held.number == report.attempt);
+            waits = self.may_be_asked_for(execution, report.outcome, began)
+                && held.is_some_and(|held| self.now().plus_ms(ASKED_FOR_GRACE_MS) >= held.deadline);
+            pause(&self.stage.exec, ASKED_FOR_PAUSE_MS).await;
         }
     }
 
