@@ -87,9 +87,11 @@ pub struct Claims {
     pub interval_ms: Option<u64>,
     /// It said `gone`.
     pub said_gone: bool,
-    /// It answered a request before.
+    /// It said what it holds before, over NATS.
     pub answered: bool,
-    /// It was asked for the first time, so that `answered` means something.
+    /// It answered a ping before.
+    pub pinged: bool,
+    /// It was asked for the first time, so that those mean something.
     pub greeted: bool,
     /// A list that comes sooner after the last one that counted vouches for what it names, and counts against nothing.
     pub spacing_ms: u64,
@@ -130,6 +132,7 @@ impl Claims {
             interval_ms: None,
             said_gone: false,
             answered: false,
+            pinged: false,
             greeted: false,
             spacing_ms: 0,
             counted_at: None,

@@ -13,7 +13,7 @@ use rollcall_nats::RequestError;
 use rollcall_control::{Control, RegistryError, RegistryList};
 use tokio::time::Instant;
 
-use crate::{config::ms, shared::Shared};
+use crate::{claims::Claims, config::ms, shared::Shared};
 
 /// How long an instance may take to say what it holds, over NATS. A registry gets what a probe of it would.
 pub const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -110,7 +110,7 @@ async fn look_since(shared: &Shared, agent: &AgentId, instance: &InstanceId, not
         Err(error) => Answer::None(error.to_string()),
     };
     if matches!(answer, Answer::Holds(_)) {
-        answered(shared, agent, instance);
+        note(shared, agent, instance, |claims| claims.answered = true);
     }
     answer
 }
@@ -120,7 +120,7 @@ async fn ping(shared: &Shared, agent: &AgentId, instance: &InstanceId, refused: 
     let subject = shared.subjects.agent_request(agent, instance, AgentVerb::Ping);
     match shared.bus.request(subject, Bytes::from_static(b"{}"), LOOK_TIMEOUT).await {
         Ok(_) => {
-            answered(shared, agent, instance);
+            note(shared, agent, instance, |claims| claims.pinged = true);
             Answer::Void
         }
         Err(RequestError::Disconnected) => Answer::Void,
@@ -129,14 +129,10 @@ async fn ping(shared: &Shared, agent: &AgentId, instance: &InstanceId, refused: 
     }
 }
 
-/// From now on "no responders" of this instance means something: it listens on NATS, which no answer over HTTP shows.
-fn answered(shared: &Shared, agent: &AgentId, instance: &InstanceId) {
+/// Notes that this instance listens there on NATS, which no answer on another subject or over HTTP shows.
+fn note(shared: &Shared, agent: &AgentId, instance: &InstanceId, answered: impl FnOnce(&mut Claims)) {
     shared.with(|world, _| {
-        if let Some(claims) =
-            world.agents.get_mut(agent).and_then(|entry| entry.claims_mut(instance.as_str()))
-        {
-            claims.answered = true;
-        }
+        world.agents.get_mut(agent).and_then(|entry| entry.claims_mut(instance.as_str())).map(answered)
     });
 }
 
@@ -169,15 +165,12 @@ pub async fn terminate(
     };
     let subject = shared.subjects.agent_request(agent, instance, AgentVerb::Terminate);
     match shared.bus.request(subject, payload, timeout).await {
-        Ok(message) => {
-            answered(shared, agent, instance);
-            match serde_json::from_slice::<TerminateReply>(&message.payload).map(|reply| reply.state) {
-                Ok(TerminateState::Terminated) => Ending::Confirmed,
-                Ok(TerminateState::NotRunning) => Ending::NotRunning,
-                Ok(TerminateState::StillRunning) => Ending::StillRunning,
-                Err(error) => Ending::Unconfirmed(format!("its answer makes no sense: {error}")),
-            }
-        }
+        Ok(message) => match serde_json::from_slice::<TerminateReply>(&message.payload) {
+            Ok(TerminateReply { state: TerminateState::Terminated, .. }) => Ending::Confirmed,
+            Ok(TerminateReply { state: TerminateState::NotRunning, .. }) => Ending::NotRunning,
+            Ok(TerminateReply { state: TerminateState::StillRunning, .. }) => Ending::StillRunning,
+            Err(error) => Ending::Unconfirmed(format!("its answer makes no sense: {error}")),
+        },
         Err(error) => Ending::Unconfirmed(error.to_string()),
     }
 }

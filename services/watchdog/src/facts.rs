@@ -56,7 +56,7 @@ pub struct Channel {
     pub interval_ms: u64,
     /// It said `gone`, by its heartbeat or the log: what it listed no longer vouches for anything.
     pub said_gone: bool,
-    /// It answered a request before, so that "no responders" means something.
+    /// It answered before where it is asked now, so that "no responders" means something (PROTOCOL.md 3: on that subject).
     pub answered: bool,
     /// It is driven over HTTP: there its registry can be asked, whatever became of its heartbeats.
     pub driven: bool,

@@ -67,7 +67,8 @@ impl World {
                 || claims.is_some_and(|claims| claims.said_gone);
             if let Some(claims) = claims {
                 facts.channel.last_at = claims.last_at;
-                facts.channel.answered = claims.answered;
+                // Who is driven over HTTP is asked on NATS only whether it is there.
+                facts.channel.answered = if facts.channel.driven { claims.pinged } else { claims.answered };
                 facts.channel.spacing_ms = claims.spacing_ms;
                 facts.listing = claims.listing(id, held.number);
                 facts.vouched_at = facts.vouched_at.max(claims.vouched_at(id, held.number));

@@ -163,7 +163,7 @@ fn no_responders_is_no_word_about_who_only_its_registry_answered_for() {
             sim.registry(&["x"]);
         }
         if answered {
-            sim.world.agents.get_mut(&agent()).unwrap().claims_mut("i-1").unwrap().answered = true;
+            sim.world.agents.get_mut(&agent()).unwrap().claims_mut("i-1").unwrap().pinged = true;
         }
         sim.truth = Truth::Nobody;
         let last = sim.now;

@@ -19,7 +19,7 @@ use rollcall_core::{
         AgentEvent, CancelRequested, Completed, Dispatched, Event, EventBody, ExecutionEvent, Failed,
         PayloadRef, Profile, Recovered, Started, StatusChanged, Submitted, Superseded, SystemEventKind,
     },
-    subject::Subjects,
+    subject::{AgentVerb, Subjects},
     wire::{Delivery, ErrorBody, OnLoss},
 };
 use rollcall_nats::{Append, Bus, EventLog, Reports, ensure_streams, testing::NatsServer};
@@ -224,6 +224,24 @@ impl Fleet {
             undrained: false,
         };
         self.agent_event(agent, AgentEvent::status(status, change)).await;
+    }
+
+    /// An instance answers the next request for this, and no more after that.
+    pub async fn answers_once(
+        &self,
+        agent: &str,
+        instance: &str,
+        verb: AgentVerb,
+        reply: Value,
+    ) -> JoinHandle<()> {
+        let subject = self.subjects.agent_request(&agent_id(agent), &instance_id(instance), verb);
+        let mut requests = self.bus.subscribe(subject).await.unwrap();
+        self.bus.flush().await.unwrap();
+        let bus = self.bus.clone();
+        tokio::spawn(async move {
+            let request = requests.next().await.unwrap();
+            bus.reply(&request, Bytes::from(reply.to_string())).await;
+        })
     }
 
     pub async fn superseded(&self, agent: &str, old: &str, new: &str) {

@@ -19,6 +19,7 @@ use harness::{FakeAgent, Fleet, Job, LONG, Manner, now};
 use rollcall_core::{
     agent::Status,
     event::{RecoveryAction, RecoveryReason, SystemEventKind, TerminateOutcome},
+    subject::AgentVerb,
     wire::{Delivery, OnLoss},
 };
 use serde_json::json;
@@ -243,6 +244,32 @@ async fn an_agent_that_beats_or_answers_is_not_lost_whatever_the_log_says() {
     fleet.until("time passes", async || now().since_ms(before) > 6_000).await;
     assert!(fleet.recoveries().await.is_empty());
     assert_eq!(fleet.row("x").await, "agent_silent");
+    dog.stop().await;
+}
+
+/// PROTOCOL.md 3: only if it answered on that subject before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_responders_is_no_word_about_who_never_answered_there() {
+    let mut fleet = Fleet::start().await;
+    fleet.set("ROLLCALL_FAILURE_THRESHOLD", "3");
+    // It knows how to end work, and not how to say what it holds.
+    let agent = FakeAgent::start_without_requests(&fleet, "a", "i-1");
+    let ended = fleet.answers_once("a", "i-1", AgentVerb::Terminate, json!({"state": "still_running"})).await;
+    fleet.register("a", "i-1").await;
+    let dog = fleet.watchdog().await;
+    agent.list(&["x"]);
+    fleet.run("x", "a", "i-1", short(1_500)).await;
+    ended.await.unwrap();
+    fleet.until("it was asked", async || fleet.row("x").await == "terminate_refused").await;
+    let _new = FakeAgent::start(&fleet, "a", "i-2").await;
+    fleet.superseded("a", "i-1", "i-2").await;
+    fleet.register("a", "i-2").await;
+    agent.beat(false);
+    let recovered = fleet.recovery("x").await;
+    assert_eq!(recovered.reason, RecoveryReason::AgentRestarted);
+    // Three intervals and a half, not one and a half.
+    let silent_ms = recovered.evidence["heartbeats"]["last_age_ms"].as_u64().unwrap();
+    assert!(silent_ms >= 3_500, "{recovered:?}");
     dog.stop().await;
 }
 
