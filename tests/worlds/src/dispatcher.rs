@@ -34,6 +34,8 @@ use crate::{
     watchdog::LIMITS,
 };
 
+pub(crate) use launch::ANSWER_TIMEOUT_MS;
+
 const DECISION_TRIES_MAX: u32 = 16;
 const EXPIRY_MS: u64 = 500;
 const AUDIT_MS: u64 = 15_000;

@@ -22,7 +22,7 @@ use crate::{
     stage::POOL,
 };
 
-const ANSWER_TIMEOUT_MS: u64 = 2_000;
+pub(crate) const ANSWER_TIMEOUT_MS: u64 = 2_000;
 const DEFAULT_TIMEOUT_MS: u64 = 5_000;
 
 const SLOT_LOST: &str = "slot_lost";
