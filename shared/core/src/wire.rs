@@ -12,6 +12,11 @@ pub use heartbeat::*;
 pub use report::*;
 pub use requests::*;
 
+use serde::Deserialize as _;
+use serde_json::value::RawValue;
+
+use crate::Timestamp;
+
 /// Largest heartbeat, in bytes (PROTOCOL.md, Conventions).
 pub const HEARTBEAT_BYTES_MAX: usize = 64 * 1024;
 /// Largest submission or report, in bytes (PROTOCOL.md, Conventions).
@@ -24,6 +29,12 @@ pub const CAPACITY_MAX: u32 = 1024;
 pub const INTERVAL_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
 /// Longest timeout, deadline or time to live anybody may ask for: a year.
 pub const DURATION_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
+
+/// A time on which nothing hangs: whatever is no time is none, and what it came with counts all the same.
+fn time_if_any<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    let raw = Option::<Box<RawValue>>::deserialize(deserializer)?;
+    Ok(raw.and_then(|raw| serde_json::from_str(raw.get()).ok()))
+}
 
 /// Reads what somebody sent, which must be a JSON object: from a list, serde would take the values in the order of the
 /// fields. `what` names it in the error, which also says which field is wrong.

@@ -101,8 +101,8 @@ pub struct Heartbeat<'a> {
     /// Its control endpoint, not looked into until it changes.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub control: Option<&'a RawValue>,
-    /// When it was sent, by the agent's clock.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// When it was sent, by the agent's clock. Nothing hangs on it: one that is no time is none.
+    #[serde(default, deserialize_with = "super::time_if_any", skip_serializing_if = "Option::is_none")]
     pub sent_at: Option<Timestamp>,
 }
 

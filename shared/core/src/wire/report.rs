@@ -82,8 +82,8 @@ pub struct Report {
     /// With `returned`: where the next attempt may go on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<Box<RawValue>>,
-    /// When, by the agent's clock.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// When, by the agent's clock. Nothing hangs on it: one that is no time is none.
+    #[serde(default, deserialize_with = "super::time_if_any", skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
 }
 

@@ -198,6 +198,26 @@ fn a_view_tells_what_was_submitted_and_where_it_stands() {
     );
 }
 
+/// No zone, a number, nothing, whatever: nobody loses finished work or a heartbeat over a time that nobody needs.
+#[test]
+fn a_time_that_nothing_hangs_on_costs_nothing() {
+    for time in [
+        json!("2026-11-22T03:04:05.678"),
+        json!("now"),
+        json!(1_795_000_000),
+        json!(null),
+        json!({"at": [1]}),
+    ] {
+        let report = json!({"instance_id": "i", "attempt": 1, "outcome": "completed", "result": 1, "finished_at": time});
+        let report =
+            Report::read(&samples::agent(), &samples::execution(), report.to_string().as_bytes()).unwrap();
+        assert_eq!((report.outcome, report.finished_at), (Outcome::Completed, None), "{time}");
+        let beat = json!({"instance_id": "i", "seq": 1, "state": "ready", "capacity": 1, "executions": [], "sent_at": time});
+        let beat = beat.to_string();
+        assert_eq!(Heartbeat::read("a", beat.as_bytes()).unwrap().sent_at, None, "{time}");
+    }
+}
+
 #[test]
 fn the_contracts_other_examples_are_read() {
     let beat = r#"{
@@ -216,6 +236,8 @@ fn the_contracts_other_examples_are_read() {
     )
     .unwrap();
     assert_eq!((report.outcome, report.result.unwrap().get()), (Outcome::Completed, "{}"));
+    assert_eq!(report.finished_at, Some(samples::at()));
+    assert_eq!(beat.sent_at, Some(samples::at()));
     assert_eq!(read(&vec![b' '; REQUEST_BYTES_MAX + 1]).unwrap_err().code, ErrorCode::TooLarge);
     assert_eq!(
         read(br#"{"instance_id":"i.j","attempt":1,"outcome":"failed"}"#).unwrap_err().code,
