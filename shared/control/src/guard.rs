@@ -58,9 +58,15 @@ impl Guard {
 
 fn is_private(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => v4.is_private() || v4.is_loopback(),
+        IpAddr::V4(v4) => v4.is_private() || v4.is_loopback() || is_shared(v4),
         IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local(),
     }
+}
+
+/// 100.64.0.0/10, which carriers, overlay networks and clusters share: as private as 10.0.0.0/8 to whoever uses it.
+const fn is_shared(v4: Ipv4Addr) -> bool {
+    let [a, b, ..] = v4.octets();
+    a == 100 && b & 0b1100_0000 == 64
 }
 
 /// What makes an address one that is never connected to.
@@ -80,7 +86,6 @@ fn never_v4(v4: Ipv4Addr) -> Option<&'static str> {
     match (a, b, c) {
         (0, ..) => Some("unspecified"),
         (169, 254, _) => Some("link-local (metadata services live there)"),
-        (100, 64..=127, _) => Some("carrier-grade NAT"),
         (192, 0, 0) | (198, 18..=19, _) => Some("reserved"),
         (192, 0, 2) | (198, 51, 100) | (203, 0, 113) => Some("for documentation"),
         (192, 88, 99) => Some("a 6to4 relay"),
@@ -146,7 +151,6 @@ mod tests {
             "0.0.0.0",
             "0.1.2.3",
             "100.100.100.200",
-            "100.64.0.1",
             "168.63.129.16",
             "192.0.0.192",
             "192.88.99.1",
@@ -195,12 +199,30 @@ mod tests {
 
     #[test]
     fn private_addresses_are_for_operators_and_for_what_operators_allow() {
-        let guard = Guard::new(vec!["10.1.0.0/16".parse().unwrap(), "::1/128".parse().unwrap()]);
-        for address in ["127.0.0.1", "10.2.0.1", "172.16.3.4", "192.168.1.1", "fd12::1", "fd20:ce::1"] {
+        let guard = ["10.1.0.0/16", "100.96.0.0/12", "::1/128"].map(|range| range.parse().unwrap());
+        let guard = Guard::new(guard.to_vec());
+        for address in [
+            "127.0.0.1",
+            "10.2.0.1",
+            "172.16.3.4",
+            "192.168.1.1",
+            "100.64.0.0",
+            "100.127.255.255",
+            "fd12::1",
+            "fd20:ce::1",
+        ] {
             assert!(matches!(check(&guard, address, Trust::Agent), Err(Refusal::Private(_))), "{address}");
             assert_eq!(check(&guard, address, Trust::Operator), Ok(()), "{address}");
         }
-        for address in ["10.1.2.3", "::1", "93.184.216.34", "2606:4700::1111"] {
+        for address in [
+            "10.1.2.3",
+            "::1",
+            "93.184.216.34",
+            "2606:4700::1111",
+            "100.100.1.1",
+            "100.63.0.1",
+            "100.128.0.1",
+        ] {
             assert_eq!(check(&guard, address, Trust::Agent), Ok(()), "{address}");
         }
     }

@@ -26,15 +26,18 @@ pub enum CidrError {
         meant: Cidr,
     },
     /// Public, link-local or otherwise not private.
-    #[error("{0} is neither private (10/8, 172.16/12, 192.168/16, fc00::/7) nor loopback (127/8, ::1)")]
+    #[error(
+        "{0} is neither private (10/8, 172.16/12, 192.168/16, 100.64/10, fc00::/7) nor loopback (127/8, ::1)"
+    )]
     NotPrivate(Cidr),
 }
 
-/// RFC 1918, RFC 4193 and loopback. Link-local holds the metadata services of clouds and is never allowed.
-const ALLOWED: [(IpAddr, u8); 6] = [
+/// RFC 1918, RFC 4193, RFC 6598 (overlay networks and clusters use it) and loopback. Link-local holds the metadata services of clouds and is never allowed.
+const ALLOWED: [(IpAddr, u8); 7] = [
     (IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), 8),
     (IpAddr::V4(Ipv4Addr::new(172, 16, 0, 0)), 12),
     (IpAddr::V4(Ipv4Addr::new(192, 168, 0, 0)), 16),
+    (IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 10),
     (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8),
     (IpAddr::V6(Ipv6Addr::LOCALHOST), 128),
     (IpAddr::V6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0)), 7),
@@ -96,6 +99,7 @@ mod tests {
     #[test]
     fn private_and_loopback_ranges_are_taken() {
         for good in [
+            "100.64.0.0/10",
             "10.0.0.0/8",
             "10.1.0.0/16",
             "172.16.0.0/12",
@@ -114,6 +118,7 @@ mod tests {
             "0.0.0.0/0",
             "8.8.8.0/24",
             "10.0.0.0/7",
+            "100.0.0.0/8",
             "169.254.0.0/16",
             "fe80::/10",
             "::/0",
