@@ -100,7 +100,8 @@ impl Shell {
             seen.listening.answered();
         }
         let (evidence, result) = match report.found {
-            Found::Good if report.took >= slow_after => (Evidence::Slow, "slow".to_owned()),
+            // While we are slow ourselves an answer says that it is there, and nothing about its speed.
+            Found::Good if report.took >= slow_after && !disturbed => (Evidence::Slow, "slow".to_owned()),
             Found::Good => (Evidence::Good, "ok".to_owned()),
             Found::Bad(cause, words) if disturbed => {
                 (Evidence::Void, format!("void: {}: {words}", cause.as_str()))

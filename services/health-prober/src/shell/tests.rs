@@ -261,6 +261,11 @@ async fn no_responders_counts_for_nothing_around_our_reconnect() {
 
 /// What a probe over the bus that finds nobody is said to mean. Somebody answered there before.
 fn probe_finds_nobody(bench: &mut Bench) -> String {
+    probe_finds(bench, Found::Bad(Cause::NoResponders, "nobody".to_owned()), Duration::ZERO)
+}
+
+/// The same of anything that it finds, after so long.
+fn probe_finds(bench: &mut Bench, found: Found, took: Duration) -> String {
     let mut listening = Listening::default();
     listening.answered();
     bench.entry().live.probe = Some(Box::new(ProbeSeen {
@@ -274,9 +279,18 @@ fn probe_finds_nobody(bench: &mut Bench) -> String {
         checked_at: None,
         latency_ms: None,
     }));
-    let found = Found::Bad(Cause::NoResponders, "nobody".to_owned());
-    bench.shell.probed(Report { index: 0, generation: 1, found, took: Duration::ZERO });
+    bench.shell.probed(Report { index: 0, generation: 1, found, took });
     bench.entry().live.probe.as_deref().unwrap().result.clone()
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_late_while_we_are_slow_ourselves_is_not_slow() {
+    let (mut bench, _) = overdue().await;
+    let took = bench.shell.probe_timeout;
+    assert_eq!(probe_finds(&mut bench, Found::Good, took), "slow");
+    let (mut bench, _) = overdue().await;
+    bench.shell.fleet.deaf = true;
+    assert_eq!(probe_finds(&mut bench, Found::Good, took), "ok");
 }
 
 #[tokio::test]
