@@ -383,6 +383,12 @@ impl Claims {
         self.missing.iter().find(|m| m.attempt == attempt && m.id == *id).map(|m| m.first.unwrap_or(m.since))
     }
 
+    /// Whether its latest list names anything.
+    #[must_use]
+    pub fn lists_something(&self) -> bool {
+        !self.listed.is_empty()
+    }
+
     /// The progress it named for this attempt.
     #[must_use]
     pub fn progress(&self, id: &ExecutionId, attempt: u32) -> Option<f64> {

@@ -31,7 +31,8 @@ impl AgentEntry {
         self.claims.len() - 1
     }
 
-    /// Forgets the instance that was heard of longest ago, if there are too many.
+    /// Forgets the instance that was heard of longest ago, if there are too many; one that lists nothing first, as it vouches
+    /// for nothing.
     fn make_room(&mut self) {
         if self.claims.len() < INSTANCES_MAX {
             return;
@@ -42,7 +43,7 @@ impl AgentEntry {
             .iter()
             .enumerate()
             .filter(|(_, claims)| Some(&claims.instance) != current.as_ref())
-            .min_by_key(|(_, claims)| claims.listed_at)
+            .min_by_key(|(_, claims)| (claims.lists_something(), claims.listed_at))
             .map(|(at, _)| at);
         if let Some(at) = oldest {
             self.claims.swap_remove(at);

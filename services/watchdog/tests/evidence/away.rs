@@ -25,6 +25,27 @@ fn vouched_and_then_quiet(truth: Truth) -> Sim {
     sim
 }
 
+#[test]
+fn work_that_says_itself_how_long_its_agent_may_be_away_is_lost_after_that() {
+    let lost_after = |mut sim: Sim| {
+        sim.beat(true, 0);
+        sim.advance(100);
+        sim.truth = Truth::Mute;
+        let silent = sim.now;
+        sim.status("i-1", Status::Disconnected);
+        sim.advance(20 * LIMITS.lost_after_ms);
+        assert_eq!(sim.recovered[0].0, RecoveryReason::AgentLost);
+        sim.recovered[0].2.since_ms(silent)
+    };
+    let of_the_fleet = lost_after(Sim::new(HOUR, None));
+    assert!((LIMITS.lost_after_ms..LIMITS.lost_after_ms + 500).contains(&of_the_fleet), "{of_the_fleet}");
+    let longer = lost_after(Sim::of_own_lost_after(10 * LIMITS.lost_after_ms));
+    assert!((10 * LIMITS.lost_after_ms..10 * LIMITS.lost_after_ms + 500).contains(&longer), "{longer}");
+    // Never before its heartbeats are silent to the threshold.
+    let shorter = lost_after(Sim::of_own_lost_after(1));
+    assert!((3_400..LIMITS.lost_after_ms).contains(&shorter), "{shorter}");
+}
+
 fn row(sim: &Sim) -> Row {
     sim.world.troubles[&execution()].row
 }

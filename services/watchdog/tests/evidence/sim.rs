@@ -95,6 +95,8 @@ pub struct Sim {
     pub control: Option<Endpoint>,
     /// The instance that is given work, and beats.
     pub instance: &'static str,
+    /// How long its agent may be away, where the work says so itself.
+    pub lost_after_ms: Option<u64>,
     log: Vec<(String, Vec<u8>)>,
 }
 
@@ -139,6 +141,11 @@ impl Sim {
         sim.with_work(begun, timeout_ms, stall_timeout_ms)
     }
 
+    /// Work that says itself how long its agent may be away.
+    pub fn of_own_lost_after(lost_after_ms: u64) -> Self {
+        Self { lost_after_ms: Some(lost_after_ms), ..Self::empty() }.with_work(Begun::Started, HOUR, None)
+    }
+
     fn with_work(self, begun: Begun, timeout_ms: u64, stall_timeout_ms: Option<u64>) -> Self {
         let mut sim = self;
         sim.register(sim.instance, 1_000);
@@ -169,6 +176,7 @@ impl Sim {
             works: 0,
             control: None,
             instance: "i-1",
+            lost_after_ms: None,
             log: Vec::new(),
         }
     }
@@ -186,7 +194,7 @@ impl Sim {
             on_loss: OnLoss::Fail,
             max_attempts: 3,
             stall_timeout_ms,
-            lost_after_ms: None,
+            lost_after_ms: self.lost_after_ms,
             delivery: if begun == Begun::Granted { Delivery::External } else { Delivery::Push },
             labels: BTreeMap::new(),
             request_sha256: String::new(),
