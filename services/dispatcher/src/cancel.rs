@@ -6,15 +6,17 @@ use bytes::Bytes;
 use rollcall_control::Control;
 use rollcall_core::{
     ExecutionId,
-    execution::{Attempt, State},
+    execution::{Attempt, Execution, State},
     subject::AgentVerb,
-    wire::{Outcome, Report, TerminateReply, TerminateRequest, TerminateState},
+    wire::{ExecutionsReply, Outcome, OwnedClaim, Report, TerminateReply, TerminateRequest, TerminateState},
 };
 
-use crate::{ledger::DecideError, shell::Dispatcher};
+use crate::{ledger::DecideError, reports::ASKED_FOR_GRACE_MS, shell::Dispatcher};
 
 /// What an agent may take beyond the grace it is given, before the question is asked again.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
+/// What it may take to say what it holds.
+const LIST_TIMEOUT: Duration = Duration::from_secs(1);
 /// First pause between two questions; it doubles up to the longest.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause between two questions.
@@ -60,6 +62,7 @@ impl Dispatcher {
             Some(TerminateState::Terminated) => "terminated",
             // It may have finished a moment ago: what it reported counts first.
             Some(TerminateState::NotRunning) if self.report_waits(&execution, attempt).await => return false,
+            Some(TerminateState::NotRunning) if self.is_to_report(&execution, held).await => return false,
             Some(TerminateState::NotRunning) => "not_running",
             Some(TerminateState::StillRunning) | None => return false,
         };
@@ -101,9 +104,26 @@ impl Dispatcher {
         serde_json::from_slice::<TerminateReply>(&reply.payload).ok().map(|reply| reply.state)
     }
 
+    /// Whether its instance, which does not run it, still lists it: it has finished, and its report is under way. That is
+    /// waited for as long as for any other word that somebody else may have.
+    async fn is_to_report(&self, execution: &Execution, held: &Attempt) -> bool {
+        let asked = execution.cancel.as_ref().map_or(execution.state_since, |cancel| cancel.at);
+        if self.ledger.now().since_ms(asked) >= ASKED_FOR_GRACE_MS {
+            return false;
+        }
+        let subject = self.subjects.agent_request(&held.agent_id, &held.instance_id, AgentVerb::Executions);
+        let Ok(answer) = self.bus.request(subject, Bytes::from_static(b"{}"), LIST_TIMEOUT).await else {
+            return false;
+        };
+        serde_json::from_slice::<ExecutionsReply>(&answer.payload).is_ok_and(|reply| {
+            let lists = |claim: &OwnedClaim| claim.id == *execution.id() && claim.attempt == held.number;
+            reply.instance_id == held.instance_id && reply.executions.iter().any(lists)
+        })
+    }
+
     /// Whether a report of this attempt lies on the bus that says more than that it was ended. When that can't be
     /// known, it does.
-    async fn report_waits(&self, execution: &rollcall_core::execution::Execution, attempt: u32) -> bool {
+    async fn report_waits(&self, execution: &Execution, attempt: u32) -> bool {
         let Some(held) = execution.current() else { return false };
         match self.reports.last(&self.subjects.report(&held.agent_id, execution.id())).await {
             Ok(Some(entry)) => {
@@ -203,6 +223,36 @@ mod tests {
             "outcome": "terminated"}))
         .await;
         assert!(dispatcher.try_cancel(&x(), 1).await);
+        assert_eq!(state(&fixture), State::Cancelled);
+    }
+
+    /// Its work is done, and its report has yet to get on the bus.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_has_finished_and_is_still_listed_is_not_cancelled_before_it_could_report() {
+        let (fixture, _) = cancelling().await;
+        let dispatcher = &fixture.dispatcher;
+        fixture.answers("a", AgentVerb::Terminate, &vec![says("not_running"); 64]).await;
+        let holds = |id: &str, attempt: u32| json!({"instance_id": "i-1", "seq": 1, "executions": [{"id": id, "attempt": attempt}]});
+        let asked = fixture.answers("a", AgentVerb::Executions, &vec![holds("x", 1); 64]).await;
+        assert!(!dispatcher.try_cancel(&x(), 1).await);
+        assert_eq!((state(&fixture), asked.load(Ordering::SeqCst)), (State::Cancelling, 1));
+        // One that never reports holds nothing up for ever.
+        let wished_at = dispatcher.ledger.execution(&x()).unwrap().cancel.unwrap().at;
+        while !dispatcher.try_cancel(&x(), 1).await {
+            tokio::time::sleep(PAUSE_MIN).await;
+        }
+        assert_eq!(state(&fixture), State::Cancelled);
+        assert!(dispatcher.ledger.now().since_ms(wished_at) >= ASKED_FOR_GRACE_MS);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn another_attempt_on_its_list_is_no_word_about_this_one() {
+        let (fixture, _) = cancelling().await;
+        fixture.answers("a", AgentVerb::Terminate, &[says("not_running")]).await;
+        let list = json!([{"id": "x", "attempt": 2}, {"id": "y", "attempt": 1}]);
+        let holds = json!({"instance_id": "i-1", "seq": 1, "executions": list});
+        fixture.answers("a", AgentVerb::Executions, &[holds]).await;
+        assert!(fixture.dispatcher.try_cancel(&x(), 1).await);
         assert_eq!(state(&fixture), State::Cancelled);
     }
 

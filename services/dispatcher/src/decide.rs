@@ -111,7 +111,7 @@ pub fn effects(change: &Change) -> Vec<Effect> {
         State::Queued if before.attempt != after.attempt => vec![Effect::Requeue {
             old: hold(before, before.attempt),
             new: hold(after, after.attempt),
-            hold_back: None,
+            hold_back: returned_again(after),
         }],
         State::Queued => vec![Effect::Requeue {
             old: hold(before, before.attempt),
@@ -121,6 +121,16 @@ pub fn effects(change: &Change) -> Vec<Effect> {
         State::Cancelling => vec![Effect::Terminate],
         _ => Vec::new(),
     }
+}
+
+/// Who handed this back twice in a row. `returned` is no loss and has no other bound: nothing more goes there before its
+/// next heartbeat, or it would come and go as fast as the bus is.
+fn returned_again(execution: &Execution) -> Option<String> {
+    let mut latest = execution.attempts.iter().rev();
+    let (now, before) = (latest.next()?, latest.next()?);
+    let returned = |attempt: &Attempt| attempt.reports.contains(&Outcome::Returned);
+    let again = returned(now) && returned(before) && now.agent_id == before.agent_id;
+    again.then(|| now.agent_id.as_str().to_owned())
 }
 
 /// An effect as it is due when the log has come to `now`: what does not wait any more gets no place in a queue, because

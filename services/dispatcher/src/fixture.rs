@@ -11,9 +11,9 @@ use rollcall_capacity::{Capacity as _, Hold, RedisCapacity, testing::RedisServer
 use rollcall_core::{
     AgentId, Clock as _, ExecutionId, InstanceId, Pool,
     agent::Status,
-    event::{AgentEvent, Event, EventBody, ExecutionEvent, PayloadRef, Profile, StatusChanged, Submitted},
+    event::{AgentEvent, Event, EventBody, ExecutionEvent, Profile, StatusChanged, Submitted},
     execution::Execution,
-    subject::{AgentVerb, Subjects},
+    subject::{AgentVerb, PayloadKind, Subjects},
     time::SystemClock,
     wire::{Delivery, OnLoss},
 };
@@ -149,12 +149,14 @@ impl Fixture {
 
     /// Work was submitted, by the log and its fold.
     pub(crate) async fn submitted(&self, id: &str, agent: Option<&str>, pool: &str, delivery: Delivery) {
+        let execution_id = ExecutionId::new(id).unwrap();
+        let input = self.dispatcher.store(&execution_id, PayloadKind::Input, 1, Bytes::from_static(b"null"));
         let request = Submitted {
-            execution_id: ExecutionId::new(id).unwrap(),
+            input: input.await.unwrap(),
+            execution_id,
             attempt: 1,
             agent_id: agent.map(|agent| AgentId::new(agent).unwrap()),
             pool: Pool::new(pool).unwrap(),
-            input: PayloadRef { bytes: 4, sha256: "0".repeat(64), seq: 1, attempt: 1 },
             timeout_ms: None,
             priority: 5,
             queue_ttl_ms: 86_400_000,

@@ -25,6 +25,9 @@ use crate::{
 /// How long an agent has to answer a dispatch before its outcome is unknown (PROTOCOL.md 4, `submit`).
 pub(crate) const DISPATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// For how long nobody else asks an agent again: until it has answered, or has had its time to, and that is written down.
+const ASK_TURN: Duration = Duration::from_millis(2_500);
+
 /// Why an execution was put back that was dispatched by the log and whose slot was gone before its agent was asked.
 const SLOT_LOST: &str = "slot_lost";
 /// Why an execution was put back whose agent has more slots than it can hold.
@@ -301,6 +304,16 @@ impl Dispatcher {
             Some(Confirmation::Lost) => return Answer::Back(SLOT_LOST.to_owned()),
             None => return Answer::Unknown,
         }
+        // One dispatcher at a time: of two answers to the same question one can be a refusal, and the other not.
+        let hold = decide::hold(&execution, held.number);
+        match self.capacity.take_turn(pool.as_str(), &hold, ASK_TURN).await {
+            Ok(true) => {}
+            Ok(false) => return Answer::Unknown,
+            Err(error) => {
+                tracing::debug!(execution_id = %hold.execution_id, %error, "not asked again now");
+                return Answer::Unknown;
+            }
+        }
         let Some(question) = self.question(execution).await else { return Answer::Unknown };
         match self.put(&question).await {
             Answer::Nobody => {
@@ -488,8 +501,6 @@ mod tests {
     async fn who_was_not_asked_is_not_asked_again() {
         let (fixture, on_a) = dispatched_again().await;
         let dispatcher = &fixture.dispatcher;
-        let input = Bytes::from_static(b"null");
-        dispatcher.store(on_a.id(), rollcall_core::subject::PayloadKind::Input, 1, input).await.unwrap();
         let now = dispatcher.ledger.execution(on_a.id()).unwrap();
         let answer = dispatcher.ask_again(now, on_a.current().unwrap()).await;
         assert_eq!(answer, Answer::Unknown);
@@ -523,12 +534,40 @@ mod tests {
         dispatcher.capacity.adopt("p", "a", &Hold::new("x", 1), 1, dispatcher.stamp()).await.unwrap();
         let told = [serde_json::json!({"accepted": false, "reason": "terminated"})];
         let asked = fixture.answers("a", AgentVerb::Dispatch, &told).await;
-        let held = on_a.current().unwrap().clone();
-        let body = Ok(Bytes::from_static(b"{}"));
-        dispatcher.ask(Question { id: on_a.id().clone(), held, body }).await;
+        dispatcher.ask(dispatcher.question(on_a.clone()).await.unwrap()).await;
         assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 1);
         assert_eq!(dispatcher.ledger.execution(on_a.id()), Some(on_a), "it may have run there");
         assert_eq!(fixture.held("p", "a").await, [Hold::new("x", 1)]);
         fixture.falls_behind(following).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn one_dispatcher_at_a_time_asks_an_agent_again() {
+        let fixture = Fixture::new().await;
+        fixture.agent("a", "p", 1).await;
+        fixture.follows().await;
+        let dispatcher = &fixture.dispatcher;
+        dispatcher.audit().await.unwrap();
+        fixture.submitted("x", None, "p", Delivery::Push).await;
+        let on_a = fixture.granted("x", "a").await;
+        let held = on_a.current().unwrap();
+        // It had no room for the one, and has for the other a moment later.
+        let answers = [
+            serde_json::json!({"accepted": false, "reason": "at_capacity"}),
+            serde_json::json!({"accepted": true}),
+        ];
+        let asked = fixture.answers("a", AgentVerb::Dispatch, &answers).await;
+        let (one, other) =
+            tokio::join!(dispatcher.ask_again(on_a.clone(), held), dispatcher.ask_again(on_a.clone(), held));
+        let refused = Answer::Back("at_capacity".to_owned());
+        assert!(
+            [&one, &other].contains(&&refused) && [&one, &other].contains(&&Answer::Unknown),
+            "{one:?} {other:?}"
+        );
+        assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 1);
+        // Whoever could not ask does later.
+        while dispatcher.ask_again(on_a.clone(), held).await != Answer::Accepted {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::{ledger::DecideError, shell::Dispatcher, state::Change};
 /// How long a `terminated` or `cancelled` that nobody wrote into the log waits for whoever asked the agent for it
 /// (the watchdog, which writes its verdict as soon as the agent has answered) before it counts as a failure.
 pub(crate) const ASKED_FOR_GRACE: Duration = Duration::from_secs(3);
-const ASKED_FOR_GRACE_MS: u64 = ASKED_FOR_GRACE.as_millis() as u64;
+pub(crate) const ASKED_FOR_GRACE_MS: u64 = ASKED_FOR_GRACE.as_millis() as u64;
 /// Pause between two looks at such a report.
 const ASKED_FOR_PAUSE: Duration = Duration::from_millis(250);
 /// Most deliveries in that time. No clock can hold a report up for longer.

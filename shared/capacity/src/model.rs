@@ -2,7 +2,7 @@
 
 mod pool;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::pool::Pool;
@@ -20,6 +20,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct ModelCapacity {
     pools: Arc<Mutex<BTreeMap<String, Pool>>>,
+    /// Until when it is somebody's turn, in ms.
+    turns: Arc<Mutex<BTreeMap<(String, Hold), u64>>>,
     known: KnownPools,
 }
 
@@ -35,12 +37,13 @@ impl ModelCapacity {
 
     /// Another handle to the same data, which has seen nothing yet.
     pub fn handle(&self) -> Self {
-        Self { pools: Arc::clone(&self.pools), known: KnownPools::default() }
+        Self { pools: Arc::clone(&self.pools), turns: Arc::clone(&self.turns), known: KnownPools::default() }
     }
 
     /// Loses everything, as FLUSHALL does.
     pub fn flush(&self) {
         self.lock().clear();
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// The data of now.
@@ -56,6 +59,19 @@ impl ModelCapacity {
     /// The log shows that the pool has reflected it up to `log_seq`: see [`RedisCapacity::expect`](crate::RedisCapacity::expect).
     pub fn expect(&self, pool: &str, log_seq: u64) {
         self.known.expect(pool, log_seq);
+    }
+
+    /// Whether it is the caller's turn, by the server's clock: see [`RedisCapacity::take_turn`](crate::RedisCapacity::take_turn).
+    pub fn take_turn(&self, pool: &str, hold: &Hold, lasts_ms: u64, now_ms: u64) -> bool {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, until| *until > now_ms);
+        match turns.entry((pool.to_owned(), hold.clone())) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(free) => {
+                free.insert(now_ms + lasts_ms);
+                true
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Pool>> {

@@ -9,6 +9,7 @@ mod views;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use deadpool_redis::{Pool, Runtime};
 use redis::{AsyncConnectionConfig, RedisError, Value};
@@ -99,6 +100,18 @@ impl RedisCapacity {
     /// Another log is read from here on: nothing is expected of any pool.
     pub fn expect_nothing(&self) {
         self.0.known.expect_nothing();
+    }
+
+    /// Whether it is the caller's turn to do something about a hold that one process at a time may do: nobody else's for so
+    /// long from now. Not a lock: nobody gives it back, and a Redis that is lost forgets it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: then it is nobody's turn.
+    pub async fn take_turn(&self, pool: &str, hold: &Hold, lasts: Duration) -> Result<bool> {
+        let key = keys::turn(&self.0.prefix, pool, &hold.member());
+        let mut set = redis::cmd("SET");
+        set.arg(key).arg(1).arg("NX").arg("PX").arg(u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX));
+        Ok(self.command(&set).await? == Value::Okay)
     }
 
     fn lane(&self) -> &Lane {

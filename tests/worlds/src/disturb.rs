@@ -101,6 +101,7 @@ pub(crate) fn disturb(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
     match draw(exec) {
         Trouble::Crash => {
             stage.crash(me);
+            stage.count("services crashed");
             let task = Rc::clone(stage);
             exec.later(exec.between(100, 6_000), move || task.start(me));
         }
@@ -127,6 +128,7 @@ pub(crate) fn disturb(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
         Trouble::CutAgent => cut_agent(stage, &victim, exec.between(500, 10_000)),
         Trouble::CutAllAgents => {
             let lasts = exec.between(2_000, 9_000);
+            stage.count("fleets cut off");
             for agent in capacities.keys() {
                 cut_agent(stage, agent, lasts);
             }
@@ -158,9 +160,15 @@ pub(crate) fn disturb(stage: &Rc<Stage>, capacities: &BTreeMap<AgentId, u32>) {
                 stage.set_capacity(at, u32::try_from(exec.between(0, 4)).unwrap_or(1));
             }
         }
-        Trouble::WipeCapacity => stage.wipe(),
+        Trouble::WipeCapacity => {
+            stage.wipe();
+            stage.count("capacity wiped");
+        }
         Trouble::RestoreCapacity => stage.fail_over(),
-        Trouble::SetHostClock => stage.set_wall(me, stage.either_way(3_000)),
+        Trouble::SetHostClock => {
+            stage.set_wall(me, stage.either_way(3_000));
+            stage.count("clocks jumped");
+        }
         Trouble::SetFleetTime => stage.set_fleet_time(stage.either_way(2_500)),
         Trouble::StallService => stage.stall(me, stall(exec), exec.chance(250)),
         Trouble::StallWatchers => {
@@ -193,12 +201,14 @@ fn watchers(stage: &Stage) -> Vec<usize> {
 
 fn cut_service(stage: &Rc<Stage>, me: usize, bus: bool, log: bool, lasts: u64) {
     stage.set_link(me, bus, log);
+    stage.count(if log { "services cut off from the log" } else { "services cut off from the bus" });
     let task = Rc::clone(stage);
     stage.exec.later(lasts, move || task.set_link(me, false, false));
 }
 
 fn cut_agent(stage: &Rc<Stage>, agent: &AgentId, lasts: u64) {
     stage.say(|| format!("{agent} is cut off for {lasts} ms"));
+    stage.count("agents cut off");
     stage.agents_cut.borrow_mut().insert(agent.clone());
     let (task, agent) = (Rc::clone(stage), agent.clone());
     stage.exec.later(lasts, move || {
@@ -238,6 +248,7 @@ fn replace(stage: &Rc<Stage>, agent: &AgentId, capacity: u32, kill: bool) {
     if kill {
         if let Some(at) = current(stage, agent) {
             stage.kill_instance(at);
+            stage.count("agents killed");
         }
         after = stage.exec.between(200, 9_000);
     }

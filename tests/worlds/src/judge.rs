@@ -19,7 +19,7 @@ use crate::{
     exec::at_once,
     log::Entry,
     stage::{INTERVAL_MS, POOL, Stage},
-    truth::Truth,
+    truth::{Run, Truth},
     watchdog::{LIMITS, history},
 };
 
@@ -288,7 +288,16 @@ fn reports(stage: &Stage) -> Verdict {
             }
         }
     }
+    let outlived = runs::Outlived::of(&stage.log.borrow());
+    let truth = stage.truth.borrow();
     for report in stage.reports.borrow().taken() {
+        let of_it = |run: &&Run| {
+            (&run.instance, &run.execution, run.attempt)
+                == (&report.instance, &report.execution, report.attempt)
+        };
+        if truth.runs.iter().filter(of_it).any(|run| outlived.began(run)) {
+            continue;
+        }
         let Some(execution) = history(stage, &report.execution) else { continue };
         match execution.standing(&report.agent, report.attempt, report.outcome) {
             Standing::Duplicate | Standing::Refused(_) => {}

@@ -149,10 +149,14 @@ impl Stage {
     pub(crate) fn way(&self) -> Option<u64> {
         let weather = self.weather.get();
         if self.exec.chance(weather.loss) {
+            self.count("messages lost");
             return None;
         }
-        let longest = if self.exec.chance(weather.astray) { ASTRAY_MAX_MS } else { weather.way_max };
-        Some(self.exec.between(1, longest))
+        let astray = self.exec.chance(weather.astray);
+        if astray {
+            self.count("messages overtaken");
+        }
+        Some(self.exec.between(1, if astray { ASTRAY_MAX_MS } else { weather.way_max }))
     }
 
     /// A number of milliseconds back or forth.
@@ -161,7 +165,11 @@ impl Stage {
     }
 
     pub(crate) fn comes_twice(&self) -> bool {
-        self.exec.chance(self.weather.get().twice)
+        let twice = self.exec.chance(self.weather.get().twice);
+        if twice {
+            self.count("messages came twice");
+        }
+        twice
     }
 
     // ---- the log

@@ -12,7 +12,18 @@ const THREADS: u64 = 2;
 const TEETH: Range<u64> = 0..250;
 
 /// What has to happen somewhere in an ordinary run, or it proves nothing about it.
-const SEEN: [&str; 17] = [
+const SEEN: [&str; 28] = [
+    "messages lost",
+    "messages overtaken",
+    "messages came twice",
+    "services crashed",
+    "services cut off from the bus",
+    "services cut off from the log",
+    "agents killed",
+    "agents cut off",
+    "fleets cut off",
+    "capacity wiped",
+    "clocks jumped",
     "external work begun",
     "external work released",
     "orchestrators died",

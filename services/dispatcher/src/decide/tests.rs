@@ -101,6 +101,14 @@ impl World {
     }
 
     fn lose(&mut self) -> Change {
+        self.recover(false)
+    }
+
+    fn hand_back(&mut self) -> Change {
+        self.recover(true)
+    }
+
+    fn recover(&mut self, returned: bool) -> Change {
         let loss = Loss {
             attempt: self.x().attempt,
             reason: RecoveryReason::AgentLost,
@@ -108,7 +116,7 @@ impl World {
             detected_after_ms: 1,
             evidence: serde_json::Value::Null,
             message: String::new(),
-            returned: false,
+            returned,
             checkpoint: None,
         };
         self.tell(&self.x().lose(loss).unwrap())
@@ -246,6 +254,24 @@ fn a_refused_dispatch_holds_its_agent_back() {
         effects(&change),
         [Effect::Requeue { old: Hold::new("x", 1), new: Hold::new("x", 1), hold_back: Some("a".to_owned()) }]
     );
+}
+
+#[test]
+fn who_hands_work_back_again_and_again_is_held_back() {
+    let mut world = World::new(None);
+    let hold_back = |world: &mut World, agent: &str| {
+        world.run_on(agent);
+        let change = world.hand_back();
+        let [Effect::Requeue { hold_back, .. }] = &effects(&change)[..] else { panic!("{change:?}") };
+        hold_back.clone()
+    };
+    assert_eq!(hold_back(&mut world, "a"), None, "once it may");
+    assert_eq!(hold_back(&mut world, "b"), None, "so may another one");
+    assert_eq!(hold_back(&mut world, "b"), Some("b".to_owned()));
+    assert_eq!(hold_back(&mut world, "a"), None);
+    world.run_on("a");
+    let [Effect::Requeue { hold_back, .. }] = &effects(&world.lose())[..] else { panic!() };
+    assert_eq!(*hold_back, None, "a loss is bounded by what it counts");
 }
 
 #[test]

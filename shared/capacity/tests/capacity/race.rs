@@ -267,3 +267,30 @@ async fn drain(c: &RedisCapacity) {
     }
     assert!(c.unconfirmed(POOL, 1 << 40, 9).await.unwrap().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_is_one_processs_until_it_has_passed() {
+    let server = RedisServer::start();
+    let (hold, lasts) = (Hold::new("x", 1), std::time::Duration::from_secs(600));
+    let mut won = 0;
+    let racers: Vec<_> = (0..16)
+        .map(|_| {
+            let (url, hold) = (server.url(), hold.clone());
+            tokio::spawn(async move { connect(&url).await.take_turn(POOL, &hold, lasts).await.unwrap() })
+        })
+        .collect();
+    for racer in racers {
+        won += usize::from(racer.await.unwrap());
+    }
+    assert_eq!(won, 1);
+    let c = connect(&server.url()).await;
+    assert!(c.take_turn(POOL, &Hold::new("x", 2), lasts).await.unwrap(), "another attempt is another matter");
+    assert!(c.take_turn("other", &hold, lasts).await.unwrap(), "so is another pool");
+    let (passing, soon) = (Hold::new("y", 1), std::time::Duration::from_millis(200));
+    assert!(c.take_turn(POOL, &passing, soon).await.unwrap());
+    let began = std::time::Instant::now();
+    while !c.take_turn(POOL, &passing, soon).await.unwrap() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        assert!(began.elapsed() < soon * 100, "nobody gives it back");
+    }
+}

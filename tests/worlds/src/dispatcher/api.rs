@@ -7,10 +7,10 @@ use rollcall_capacity::{Ask, Capacity, Error, Hold, ModelCapacity, Outcome};
 use rollcall_core::{
     AgentId, ExecutionId,
     event::{ExecutionEvent, Submitted},
-    execution::{Execution, State},
+    execution::{Attempt, Execution, State},
 };
 
-use super::{Dispatcher, Undecided};
+use super::{Dispatcher, Undecided, report::ASKED_FOR_GRACE_MS};
 use crate::{
     Defect,
     agent::{Answer, Reply, Request},
@@ -21,6 +21,7 @@ use crate::{
 };
 
 const QUEUE_DEPTH: u32 = 6;
+const LIST_TIMEOUT_MS: u64 = 1_000;
 const CANCEL_PAUSE_MIN_MS: u64 = 250;
 const CANCEL_PAUSE_MAX_MS: u64 = 4_000;
 
@@ -150,6 +151,22 @@ impl Dispatcher {
         });
     }
 
+    /// It has finished, and its report is under way.
+    async fn is_to_report(&self, execution: &Execution, held: &Attempt) -> bool {
+        let asked = execution.cancel.as_ref().map_or(execution.state_since, |cancel| cancel.at);
+        if self.now().since_ms(asked) >= ASKED_FOR_GRACE_MS {
+            return false;
+        }
+        let request = Request::Executions;
+        let (agent, instance) = (&held.agent_id, &held.instance_id);
+        match self.stage.ask(self.me, agent, instance, request, LIST_TIMEOUT_MS).await {
+            Answer::Said(Reply::Holds(claims)) => {
+                claims.iter().any(|claim| claim.id == *execution.id() && claim.attempt == held.number)
+            }
+            _ => false,
+        }
+    }
+
     async fn try_cancel(self: &Rc<Self>, id: &ExecutionId, attempt: u32) -> bool {
         let Some(execution) = self.execution(id) else { return true };
         if execution.state != State::Cancelling || execution.attempt != attempt {
@@ -169,6 +186,9 @@ impl Dispatcher {
                 let last = self.stage.reports.borrow().last(&held.agent_id, id);
                 if matches!(watchdog::effect::waiting(attempt, last), watchdog::facts::Waiting::Withholds(_))
                 {
+                    return false;
+                }
+                if self.is_to_report(&execution, held).await {
                     return false;
                 }
                 "not_running"

@@ -23,6 +23,7 @@ use crate::{
 };
 
 pub(crate) const ANSWER_TIMEOUT_MS: u64 = 2_000;
+const ASK_TURN_MS: u64 = 2_500;
 const DEFAULT_TIMEOUT_MS: u64 = 5_000;
 
 const SLOT_LOST: &str = "slot_lost";
@@ -214,6 +215,10 @@ impl Dispatcher {
                 return Answer::Back(SLOT_LOST.to_owned());
             }
             None => return Answer::Unknown,
+        }
+        let hold = Hold::new(id.as_str(), held.number);
+        if !self.capacity.take_turn(POOL, &hold, ASK_TURN_MS, self.stage.exec.now()) {
+            return Answer::Unknown;
         }
         match self.put(id, held).await {
             Answer::Nobody => Answer::Unknown,

@@ -12,7 +12,7 @@ use super::{Dispatcher, Undecided};
 use crate::{Defect, exec::pause, log::Report};
 
 const ACK_WAIT_MS: u64 = 3_000;
-const ASKED_FOR_GRACE_MS: u64 = 3_000;
+pub(super) const ASKED_FOR_GRACE_MS: u64 = 3_000;
 const ASKED_FOR_PAUSE_MS: u64 = 250;
 const TAKE_UP_AGAIN_MS: u64 = 1_000;
 const PULL_MS: u64 = 100;

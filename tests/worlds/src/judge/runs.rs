@@ -24,7 +24,7 @@ pub(super) fn once(stage: &Stage) -> Verdict {
     let (log, truth) = (stage.log.borrow(), stage.truth.borrow());
     let mut entries = log.entries().iter().peekable();
     let mut word = Word::default();
-    let refused = refused(&log);
+    let outlived = Outlived::of(&log);
     let mut ran: BTreeMap<(&ExecutionId, u32), &Run> = BTreeMap::new();
     for run in &truth.runs {
         while let Some(entry) = entries.next_if(|entry| entry.landed_at <= run.began_at) {
@@ -35,16 +35,7 @@ pub(super) fn once(stage: &Stage) -> Verdict {
         // anybody heard that it had begun: all that it said was that it had not. It is over by then.
         let forgotten = matches!(before.ended, Some((_, End::Forgotten)));
         let unknown = before.instance == run.instance || !word.started(before);
-        // Or a question was under way for longer than anybody waits for its answer, and came after its own instance had refused
-        // when it was asked again. What it begins then is a zombie.
-        let outlived = |run: &Run| {
-            run.began_at - run.asked_at > ANSWER_TIMEOUT_MS
-                && refused.iter().any(|(at, instance, id, attempt)| {
-                    *at > run.asked_at
-                        && (instance, id, *attempt) == (&run.instance, &run.execution, run.attempt)
-                })
-        };
-        if !(forgotten && unknown || outlived(before) || outlived(run)) {
+        if !(forgotten && unknown || outlived.began(before) || outlived.began(run)) {
             let (id, attempt) = (&run.execution, run.attempt);
             return Err(broken(1, format!("{id}:{attempt} ran twice: {before:?}, {run:?}")));
         }
@@ -52,25 +43,41 @@ pub(super) fn once(stage: &Stage) -> Verdict {
     Ok(())
 }
 
-/// Dispatches that their instance refused: when that was written down.
-fn refused(log: &Log) -> Vec<(u64, InstanceId, ExecutionId, u32)> {
-    let mut given: BTreeMap<(ExecutionId, u32), InstanceId> = BTreeMap::new();
-    let mut refused = Vec::new();
-    for entry in log.entries() {
-        match entry.execution() {
-            Some(ExecutionEvent::Dispatched(held)) => {
-                given.insert((held.execution_id.clone(), held.attempt), held.instance_id.clone());
-            }
-            Some(ExecutionEvent::Queued(back)) => {
-                let (id, attempt) = (back.execution_id.clone(), back.attempt);
-                if let Some(instance) = given.remove(&(id.clone(), attempt)) {
-                    refused.push((entry.landed_at, instance, id, attempt));
+/// Questions that were under way for longer than anybody waits for their answer, and came after their own instance had refused
+/// when it was asked again: by the log it never had what they begin, which is a zombie.
+pub(super) struct Outlived {
+    /// Which dispatches were refused, and when that was written down.
+    refused: Vec<(u64, InstanceId, ExecutionId, u32)>,
+}
+
+impl Outlived {
+    pub(super) fn of(log: &Log) -> Self {
+        let mut given: BTreeMap<(ExecutionId, u32), InstanceId> = BTreeMap::new();
+        let mut refused = Vec::new();
+        for entry in log.entries() {
+            match entry.execution() {
+                Some(ExecutionEvent::Dispatched(held)) => {
+                    given.insert((held.execution_id.clone(), held.attempt), held.instance_id.clone());
                 }
+                Some(ExecutionEvent::Queued(back)) => {
+                    let (id, attempt) = (back.execution_id.clone(), back.attempt);
+                    if let Some(instance) = given.remove(&(id.clone(), attempt)) {
+                        refused.push((entry.landed_at, instance, id, attempt));
+                    }
+                }
+                _ => {}
             }
-            _ => {}
         }
+        Self { refused }
     }
-    refused
+
+    /// Whether such a question began this.
+    pub(super) fn began(&self, run: &Run) -> bool {
+        let is_it = |(at, instance, id, attempt): &(u64, InstanceId, ExecutionId, u32)| {
+            *at > run.asked_at && (instance, id, *attempt) == (&run.instance, &run.execution, run.attempt)
+        };
+        run.began_at - run.asked_at > ANSWER_TIMEOUT_MS && self.refused.iter().any(is_it)
+    }
 }
 
 /// Invariant 1: nothing begins on an instance on which as much runs as it can hold.
