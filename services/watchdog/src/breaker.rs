@@ -38,8 +38,8 @@ struct Left {
     came_at: Timestamp,
 }
 
-/// Which agents are silent since when, fed from the log. Agents that an operator drains are in no number: they may be
-/// switched off on purpose, and `draining` hides whether they are heard.
+/// Which agents are silent since when, fed from the log. Agents that an operator drains and that hold nothing are in no
+/// number: they may be switched off on purpose. Whose work goes on is not.
 #[derive(Debug, Default)]
 pub struct Breaker {
     since: HashMap<AgentId, Timestamp>,
@@ -54,8 +54,8 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    /// An agent as the log has it now, after an event of that time.
-    pub fn agent(&mut self, agent: &Agent, time: Timestamp) {
+    /// An agent as the log has it now, after an event of that time, and whether it `holds` executions.
+    pub fn agent(&mut self, agent: &Agent, holds: bool, time: Timestamp) {
         let id = &agent.id;
         self.first_at.get_or_insert(time);
         let was_silent_since = self.since.remove(id);
@@ -67,7 +67,7 @@ impl Breaker {
         if let Some(left) = &left {
             self.left_order.remove(&(left.at, id.clone()));
         }
-        if agent.operator_drain.is_some() {
+        if agent.operator_drain.is_some() && !holds {
             return;
         }
         match (agent.status, agent.silent_since) {
@@ -216,7 +216,7 @@ mod tests {
     fn fleet(agents: usize) -> Breaker {
         let mut breaker = Breaker::default();
         for n in 0..agents {
-            breaker.agent(&agent(n, Status::Connected), t(LONG_AGO));
+            breaker.agent(&agent(n, Status::Connected), false, t(LONG_AGO));
         }
         breaker
     }
@@ -233,15 +233,15 @@ mod tests {
     fn half_of_the_fleet_at_once_trips_it_and_time_or_their_return_closes_it() {
         let mut breaker = fleet(6);
         for n in 0..2 {
-            breaker.agent(&silent(n, 1_000), t(1_000));
+            breaker.agent(&silent(n, 1_000), false, t(1_000));
             assert!(!trips(&breaker, 1_000));
         }
-        breaker.agent(&silent(2, 2_000), t(2_000));
+        breaker.agent(&silent(2, 2_000), false, t(2_000));
         assert_eq!(breaker.count(&LIMITS, t(2_000)), Count { silent: 3, of: 6 });
         assert!(trips(&breaker, 2_000));
         assert!(stays(&breaker, 61_000));
         assert!(!stays(&breaker, 61_001), "the window moved on");
-        breaker.agent(&agent(0, Status::Connected), t(3_000));
+        breaker.agent(&agent(0, Status::Connected), false, t(3_000));
         assert!(!stays(&breaker, 3_000), "one came back");
     }
 
@@ -249,7 +249,7 @@ mod tests {
     fn while_nobody_at_all_is_heard_it_stays_open_and_the_first_word_brings_the_rule_back() {
         let mut breaker = fleet(4);
         for n in 0..4 {
-            breaker.agent(&silent(n, 1_000), t(1_000));
+            breaker.agent(&silent(n, 1_000), false, t(1_000));
         }
         assert!(trips(&breaker, 1_000));
         for now in [61_001, 600_000, HOUR] {
@@ -258,13 +258,13 @@ mod tests {
         }
         assert!(breaker.nobody_is_heard());
         // Another instance, or another agent.
-        breaker.agent(&agent(9, Status::Connected), t(HOUR));
+        breaker.agent(&agent(9, Status::Connected), false, t(HOUR));
         assert!(!stays(&breaker, HOUR));
-        breaker.agent(&silent(9, 2 * HOUR), t(2 * HOUR));
+        breaker.agent(&silent(9, 2 * HOUR), false, t(2 * HOUR));
         assert!(stays(&breaker, 2 * HOUR));
         // Nobody is left to be heard: an operator gave them up.
         for n in [0, 1, 2, 3, 9] {
-            breaker.agent(&agent(n, Status::Gone), t(3 * HOUR));
+            breaker.agent(&agent(n, Status::Gone), false, t(3 * HOUR));
         }
         assert!(!stays(&breaker, 3 * HOUR));
     }
@@ -273,19 +273,19 @@ mod tests {
     fn who_left_inside_the_window_was_connected_at_its_start() {
         let mut breaker = fleet(7);
         for n in 0..4 {
-            breaker.agent(&agent(n, Status::Gone), t(1_000));
+            breaker.agent(&agent(n, Status::Gone), false, t(1_000));
         }
         for n in 4..7 {
-            breaker.agent(&silent(n, 2_000), t(2_000));
+            breaker.agent(&silent(n, 2_000), false, t(2_000));
         }
         assert_eq!(breaker.count(&LIMITS, t(2_000)), Count { silent: 3, of: 7 });
         assert!(!trips(&breaker, 2_000));
         // Given up after its silence: it left when that began.
-        breaker.agent(&agent(4, Status::Gone), t(50_000));
+        breaker.agent(&agent(4, Status::Gone), false, t(50_000));
         assert_eq!(breaker.count(&LIMITS, t(50_000)), Count { silent: 2, of: 7 });
         assert_eq!(breaker.count(&LIMITS, t(61_001)), Count { silent: 2, of: 3 });
         assert_eq!(breaker.count(&LIMITS, t(62_001)), Count { silent: 0, of: 0 });
-        breaker.agent(&agent(0, Status::Connected), t(50_000));
+        breaker.agent(&agent(0, Status::Connected), false, t(50_000));
         assert_eq!(
             breaker.count(&LIMITS, t(50_000)),
             Count { silent: 2, of: 7 },
@@ -297,19 +297,17 @@ mod tests {
     fn who_only_came_and_went_inside_the_window_was_not_unless_the_fleet_is_that_young() {
         for (first_at, of) in [(LONG_AGO, 4), (0, 24)] {
             let mut breaker = Breaker::default();
-            breaker.agent(
-                &Agent { registered_at: Some(t(first_at)), ..agent(0, Status::Connected) },
-                t(first_at),
-            );
+            let oldest = Agent { registered_at: Some(t(first_at)), ..agent(0, Status::Connected) };
+            breaker.agent(&oldest, false, t(first_at));
             for n in 1..21 {
                 let passes = |status| Agent { registered_at: Some(t(500)), ..agent(n, status) };
-                breaker.agent(&passes(Status::Connected), t(500));
-                breaker.agent(&passes(Status::Gone), t(1_000));
+                breaker.agent(&passes(Status::Connected), false, t(500));
+                breaker.agent(&passes(Status::Gone), false, t(1_000));
             }
             for n in 0..3 {
-                breaker.agent(&silent(100 + n, 2_000), t(2_000));
+                breaker.agent(&silent(100 + n, 2_000), false, t(2_000));
             }
-            breaker.agent(&silent(0, 2_000), t(2_000));
+            breaker.agent(&silent(0, 2_000), false, t(2_000));
             assert_eq!(breaker.count(&LIMITS, t(2_000)), Count { silent: 4, of }, "{first_at}");
         }
     }
@@ -318,37 +316,56 @@ mod tests {
     fn who_is_drained_by_an_operator_is_in_neither_number() {
         let mut breaker = fleet(6);
         for n in 0..5 {
-            breaker.agent(&drained(agent(n, Status::Draining)), t(500));
+            breaker.agent(&drained(agent(n, Status::Draining)), false, t(500));
         }
         assert_eq!(breaker.count(&LIMITS, t(500)), Count { silent: 0, of: 1 });
         for n in 0..5 {
-            breaker.agent(&drained(silent(n, 1_000)), t(1_000));
+            breaker.agent(&drained(silent(n, 1_000)), false, t(1_000));
         }
         assert_eq!(breaker.count(&LIMITS, t(1_000)), Count { silent: 0, of: 1 });
         assert!(!trips(&breaker, 1_000));
         // Drained or not is asked now: those that are not any more, and are silent, fell like the others.
         for n in 0..3 {
-            breaker.agent(&silent(n, 1_000), t(2_000));
+            breaker.agent(&silent(n, 1_000), false, t(2_000));
         }
         assert_eq!(breaker.count(&LIMITS, t(2_000)), Count { silent: 3, of: 4 });
         assert!(trips(&breaker, 2_000));
     }
 
     #[test]
+    fn who_is_drained_and_has_work_left_counts_until_it_has_not() {
+        let mut breaker = fleet(1);
+        for n in 1..5 {
+            breaker.agent(&drained(agent(n, Status::Draining)), true, t(500));
+        }
+        assert_eq!(breaker.count(&LIMITS, t(500)), Count { silent: 0, of: 5 });
+        for n in 1..5 {
+            breaker.agent(&drained(silent(n, 1_000)), true, t(1_000));
+        }
+        assert_eq!(breaker.count(&LIMITS, t(1_000)), Count { silent: 4, of: 5 });
+        assert!(trips(&breaker, 1_000));
+        for n in 1..3 {
+            breaker.agent(&drained(silent(n, 1_000)), false, t(2_000));
+        }
+        assert_eq!(breaker.count(&LIMITS, t(2_000)), Count { silent: 2, of: 3 });
+        assert!(!trips(&breaker, 2_000));
+    }
+
+    #[test]
     fn what_somebody_resumed_is_suspended_again_only_for_a_new_silence() {
         let mut breaker = fleet(8);
         for n in 0..4 {
-            breaker.agent(&silent(n, 1_000), t(1_000));
+            breaker.agent(&silent(n, 1_000), false, t(1_000));
         }
         assert!(trips(&breaker, 30_000));
         breaker.resumed();
         assert!(!trips(&breaker, 30_000), "another clock said that the window has passed");
         for n in 0..4 {
             let error = Agent { status: Some(Status::Error), ..silent(n, 1_000) };
-            breaker.agent(&error, t(30_000));
+            breaker.agent(&error, false, t(30_000));
         }
         assert!(!trips(&breaker, 30_000), "the same silences");
-        breaker.agent(&silent(4, 31_000), t(31_000));
+        breaker.agent(&silent(4, 31_000), false, t(31_000));
         assert!(trips(&breaker, 31_000));
     }
 
@@ -356,11 +373,11 @@ mod tests {
     fn small_fleets_and_farewells_never_trip_it() {
         let mut breaker = Breaker::default();
         for n in 0..2 {
-            breaker.agent(&silent(n, 5), t(5));
+            breaker.agent(&silent(n, 5), false, t(5));
         }
         assert!(!trips(&breaker, 6), "two of two, three are needed");
         for n in 0..9 {
-            breaker.agent(&agent(n, Status::Gone), t(6));
+            breaker.agent(&agent(n, Status::Gone), false, t(6));
         }
         assert_eq!(breaker.count(&LIMITS, t(6)).silent, 0);
     }

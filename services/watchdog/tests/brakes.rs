@@ -10,8 +10,8 @@ use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Pool, Timestamp,
     agent::Status,
     event::{
-        AgentEvent, Dispatched, Event, EventBody, ExecutionEvent, PayloadRef, Profile, RecoveryReason,
-        StatusChanged, Submitted, SystemEvent, SystemEventKind,
+        AgentEvent, Completed, Dispatched, Event, EventBody, ExecutionEvent, PayloadRef, Profile,
+        RecoveryReason, StatusChanged, Submitted, SystemEvent, SystemEventKind,
     },
     subject::Subjects,
     wire::{Delivery, OnLoss},
@@ -122,6 +122,10 @@ impl Fleet {
     }
 
     fn status(&mut self, n: usize, status: Status) {
+        self.status_by(n, status, None);
+    }
+
+    fn status_by(&mut self, n: usize, status: Status, by: Option<&str>) {
         let change = StatusChanged {
             agent_id: agent_id(n),
             instance_id: Some(instance()),
@@ -129,7 +133,7 @@ impl Fleet {
             reason: "test".to_owned(),
             since: self.now,
             evidence: json!(null),
-            by: None,
+            by: by.map(str::to_owned),
             code: None,
             message: None,
             deadline: None,
@@ -173,6 +177,20 @@ impl Fleet {
         for event in events {
             self.append(self.subjects.execution_event(&id), id.as_str(), event.into(), self.now);
         }
+    }
+
+    fn completes(&mut self, n: usize) {
+        let execution_id = ExecutionId::new(&format!("x{n}-0")).unwrap();
+        let (subject, about) = (self.subjects.execution_event(&execution_id), execution_id.to_string());
+        let event = ExecutionEvent::Completed(Completed {
+            execution_id,
+            attempt: 1,
+            agent_id: Some(agent_id(n)),
+            instance_id: Some(instance()),
+            result: None,
+            late: false,
+        });
+        self.append(subject, &about, event.into(), self.now);
     }
 
     /// Everybody reads the log.
@@ -322,6 +340,49 @@ fn profile(n: usize) -> Profile {
 
 const ONCE_EACH: [SystemEventKind; 2] =
     [SystemEventKind::RecoverySuspended, SystemEventKind::RecoveryResumed];
+
+/// For maintenance, say: what runs goes on, and its agents are cut off.
+#[test]
+fn a_fleet_that_an_operator_drains_is_protected_as_long_as_it_works() {
+    for heard in [0, 2] {
+        let mut fleet = Fleet::new(10, 1, &[0]);
+        (heard..10).for_each(|n| fleet.status_by(n, Status::Draining, Some("operator")));
+        fleet.pass(1_000);
+        (heard..10).for_each(|n| fleet.status(n, Status::Disconnected));
+        fleet.pass(BREAKER.window_ms - 1_000);
+        assert!(fleet.dogs[0].world.is_suspended(), "{heard} are heard");
+        assert!(fleet.recovered.is_empty(), "{heard} are heard: {:?}", fleet.reasons);
+        (heard..10).for_each(|n| fleet.status(n, Status::Draining));
+        fleet.pass(2 * BREAKER.window_ms);
+        assert!(fleet.recovered.is_empty() && !fleet.dogs[0].world.is_suspended(), "{heard} are heard");
+    }
+}
+
+/// Nobody waits for machines that were drained, have nothing left to do, and are switched off.
+#[test]
+fn drained_agents_without_work_suspend_nothing() {
+    let mut fleet = Fleet::new(10, 1, &[0]);
+    (1..10).for_each(|n| fleet.status_by(n, Status::Draining, Some("operator")));
+    fleet.pass(1_000);
+    (1..10).for_each(|n| fleet.completes(n));
+    fleet.pass(1_000);
+    (0..10).for_each(|n| fleet.status(n, Status::Disconnected));
+    fleet.pass(LIMITS.lost_after_ms + 5_000);
+    assert_eq!(fleet.reasons, [RecoveryReason::AgentLost]);
+}
+
+/// They had finished, and what they reported was read after they fell silent.
+#[test]
+fn drained_agents_whose_work_ends_while_they_are_silent_suspend_nothing_any_more() {
+    let mut fleet = Fleet::new(10, 1, &[0]);
+    (2..10).for_each(|n| fleet.status_by(n, Status::Draining, Some("operator")));
+    (2..10).for_each(|n| fleet.status(n, Status::Disconnected));
+    fleet.pass(1_000);
+    assert!(fleet.dogs[0].world.is_suspended());
+    (2..10).for_each(|n| fleet.completes(n));
+    fleet.pass(1_000);
+    assert!(!fleet.dogs[0].world.is_suspended());
+}
 
 #[test]
 fn a_fleet_that_is_silent_altogether_is_condemned_by_nobody_however_long_it_lasts() {

@@ -94,19 +94,41 @@ async fn nats_restarted_under_load() {
     }
 }
 
-/// The watchdog was away for longer than every timeout; the fleet is healthy.
+/// Whoever decides was away for longer than every timeout; the fleet is healthy.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watchdog_that_was_away_recovers_nothing() {
-    let mut fleet = Fleet::start().await;
-    let agent = ScriptedAgent::start(&fleet.bus, "a", 4).await;
+    who_was_away_condemns_nobody(&["watchdog"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prober_that_was_away_condemns_nobody() {
+    who_was_away_condemns_nobody(&["health-prober"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watchdog_and_a_prober_that_were_away_condemn_nobody() {
+    who_was_away_condemns_nobody(&["watchdog", "health-prober"]).await;
+}
+
+async fn who_was_away_condemns_nobody(away: &[&str]) {
+    let options =
+        Options::default().env("ROLLCALL_STALE_AFTER_MS", 5_000).env("ROLLCALL_FORGET_AFTER_MS", 5_000);
+    let mut fleet = Fleet::start_with(options).await;
+    let _agent = ScriptedAgent::start(&fleet.bus, "a", 4).await;
     fleet.status("a", "connected", SOON).await;
     let mut all = Vec::new();
     for _ in 0..4 {
-        all.push(fleet.submit(json!({"agent_id": "a"})).await["execution_id"].as_str().unwrap().to_owned());
+        all.push(
+            fleet.submit(json!({"agent_id": "a"})).await["execution_id"]
+                .as_str()
+                .expect("it has an id")
+                .to_owned(),
+        );
     }
-    fleet.service("watchdog").kill();
-    until("longer than lost_after and the dispatch grace", SOON, || async {
-        agent.beat().await;
+    for name in away {
+        fleet.service(name).kill();
+    }
+    until("longer than every timeout", SOON, || async {
         let view = fleet.execution(&all[0]).await.map_err(|e| format!("{e:?}"))?;
         let since = rollcall_core::Timestamp::parse(view["dispatched_at"].as_str().unwrap_or_default())
             .map_err(|e| e.to_string())?;
@@ -114,7 +136,9 @@ async fn a_watchdog_that_was_away_recovers_nothing() {
         if now.since_ms(since) > 6000 { Ok(()) } else { Err("not yet".to_owned()) }
     })
     .await;
-    fleet.service("watchdog").start_again();
+    for name in away {
+        fleet.service(name).start_again();
+    }
     fleet.ready().await;
     until("it to see", SOON, || async {
         let sees = fleet.metric("watchdog", "rollcall_watchdog_sees").await?;
@@ -123,12 +147,15 @@ async fn a_watchdog_that_was_away_recovers_nothing() {
     .await;
     // Longer than every threshold from there on: whatever it would conclude, it has concluded.
     lasts("nothing is recovered", Duration::from_secs(6), || async {
-        let found = fleet.events_of("execution.recovered").await;
+        let mut found = fleet.events_of("execution.recovered").await;
+        for verdict in ["agent.disconnected", "agent.error", "agent.gone"] {
+            found.extend(fleet.events_of(verdict).await);
+        }
         if found.is_empty() { Ok(()) } else { Err(found) }
     })
     .await;
     for execution in &all {
-        assert_eq!(fleet.execution(execution).await.unwrap()["state"], "running");
+        assert_eq!(fleet.execution(execution).await.expect("it is known")["state"], "running");
     }
     fleet.audit().await;
 }

@@ -2,7 +2,7 @@
 
 use futures_util::StreamExt;
 use rollcall_capacity::{Ask, Capacity as _, Hold, Priority, RedisCapacity, Stamp};
-use rollcall_core::{AgentId, Pool};
+use rollcall_core::{AgentId, Pool, event::ExecutionEvent};
 use serde_json::{Value, json};
 
 use crate::harness::{Fleet, PATIENCE, wall};
@@ -67,5 +67,29 @@ async fn who_loses_a_race_leaves_the_winner_what_it_reserved() {
     assert_eq!(answer["error"]["code"], "already_exists", "{answer}");
     let held = redis.inspect("default", "a", 9).await.unwrap().held;
     assert_eq!((held.len(), &held[0].hold, held[0].granted_at_ms), (1, &Hold::new("x", 1), a_moment_ago));
+    dispatcher.stop().await;
+}
+
+/// What nobody in the dispatcher needs is somebody else's bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_bound_of_a_submission_is_in_the_log() {
+    let fleet = Fleet::start().await;
+    let id = AgentId::new("a").unwrap();
+    fleet.agent(&id, "i-1").await;
+    let dispatcher = fleet.dispatcher_in(fleet.context()).await;
+    let asked = json!({"execution_id": "x", "agent_id": "a", "input": 1, "delivery": "external", "timeout_ms": 61_001,
+        "priority": 3, "queue_ttl_ms": 61_002, "on_loss": "requeue", "max_attempts": 7, "stall_timeout_ms": 61_003,
+        "lost_after_ms": 61_004, "labels": {"team": "blue"}});
+    let answer = fleet.api("submit", &asked).await;
+    assert_eq!(answer["state"], "running", "{answer}");
+    let Some(ExecutionEvent::Submitted(submitted)) = fleet.history("x").await.into_iter().next() else {
+        panic!()
+    };
+    let submitted = serde_json::to_value(submitted).unwrap();
+    for (field, value) in asked.as_object().unwrap() {
+        if field != "input" {
+            assert_eq!(submitted[field], *value, "{field}: {submitted}");
+        }
+    }
     dispatcher.stop().await;
 }

@@ -230,7 +230,7 @@ impl World {
         let ended = execution.state.is_terminal();
         if before != after {
             if let Some((agent, ..)) = &before {
-                self.release(agent, id);
+                self.release(agent, id, now);
             }
             if let (Some((agent, number, at, _)), Some(instance)) = (&after, holder) {
                 let is_new = before.as_ref().is_none_or(|(_, n, t, _)| (n, t) != (number, at));
@@ -251,10 +251,13 @@ impl World {
         }
     }
 
-    fn release(&mut self, agent: &AgentId, id: &ExecutionId) {
-        if let Some(entry) = self.agents.get_mut(agent) {
-            entry.held.remove(id);
-            entry.claims.iter_mut().for_each(|claims| claims.release(id));
+    fn release(&mut self, agent: &AgentId, id: &ExecutionId, now: Timestamp) {
+        let Some(entry) = self.agents.get_mut(agent) else { return };
+        entry.held.remove(id);
+        entry.claims.iter_mut().for_each(|claims| claims.release(id));
+        if entry.held.is_empty() && entry.agent.operator_drain.is_some() {
+            self.breaker.agent(&entry.agent, false, now);
+            self.breaker_dirty = true;
         }
     }
 
@@ -279,7 +282,7 @@ impl World {
             entry.keep_interval(&profile.instance_id, self.config.limits.interval_ms);
         }
         entry.agent.evolve(seq, event, time);
-        self.breaker.agent(&entry.agent, time);
+        self.breaker.agent(&entry.agent, !entry.held.is_empty(), time);
         self.breaker_dirty = true;
         self.settle_held(id, now);
     }
