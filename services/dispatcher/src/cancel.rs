@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use rollcall_control::Control;
+use rollcall_control::{Control, RegistryError};
 use rollcall_core::{
     ExecutionId,
     execution::{Attempt, Execution, State},
@@ -84,14 +84,24 @@ impl Dispatcher {
         let timeout = self.terminate_timeout();
         let control = self.ledger.agent(&held.agent_id).and_then(|agent| Control::of(&agent));
         if let Some(control) = control {
-            return match self.registries.terminate(&control, id, timeout).await {
-                Ok(()) => Some(TerminateState::Terminated),
-                Err(error) => {
-                    tracing::info!(execution_id = %id, agent_id = %held.agent_id, %error, "not terminated yet");
-                    None
-                }
+            let error = match self.registries.terminate(&control, id, timeout).await {
+                Ok(()) => return Some(TerminateState::Terminated),
+                Err(error) => error,
             };
+            tracing::info!(execution_id = %id, agent_id = %held.agent_id, %error, "not terminated yet");
+            // We may not call it there. Perhaps it listens on NATS as well; whatever else it says there, what it runs its
+            // registry knows.
+            if matches!(error, RegistryError::Refused { .. }) {
+                let here = self.terminate_over_nats(id, held).await;
+                return here.filter(|state| *state == TerminateState::Terminated);
+            }
+            return None;
         }
+        self.terminate_over_nats(id, held).await
+    }
+
+    async fn terminate_over_nats(&self, id: &ExecutionId, held: &Attempt) -> Option<TerminateState> {
+        let timeout = self.terminate_timeout();
         let request = TerminateRequest {
             execution_id: id.clone(),
             attempt: held.number,
@@ -264,6 +274,20 @@ mod tests {
         fixture.bus.request(delete, Bytes::new(), ANSWER_MARGIN).await.unwrap();
         assert!(!fixture.dispatcher.try_cancel(&x(), 1).await);
         assert_eq!(state(&fixture), State::Cancelling);
+    }
+
+    /// Its registry is in a private network that nobody has allowed.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whose_registry_may_not_be_called_is_asked_over_nats_and_believed_when_it_is_dead() {
+        let (fixture, _) = cancelling().await;
+        let dispatcher = &fixture.dispatcher;
+        fixture.driven("a", "p", "http://127.0.0.1:1").await;
+        let asked =
+            fixture.answers("a", AgentVerb::Terminate, &[says("not_running"), says("terminated")]).await;
+        assert!(!dispatcher.try_cancel(&x(), 1).await, "its registry would know");
+        assert_eq!((state(&fixture), asked.load(Ordering::SeqCst)), (State::Cancelling, 1));
+        assert!(dispatcher.try_cancel(&x(), 1).await);
+        assert_eq!(state(&fixture), State::Cancelled);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,7 +15,7 @@ use rollcall_core::{
     execution::Execution,
     subject::{AgentVerb, PayloadKind, Subjects},
     time::SystemClock,
-    wire::{Delivery, OnLoss},
+    wire::{Delivery, Endpoint, OnLoss},
 };
 use rollcall_nats::{Append, Bus, EventLog, TailError, ensure_streams, testing::NatsServer};
 use rollcall_service::Settings;
@@ -109,20 +109,8 @@ impl Fixture {
 
     /// An agent is there, in this pool and with this room, by the log and its fold.
     pub(crate) async fn agent(&self, id: &str, pool: &str, capacity: u32) {
-        let agent_id = AgentId::new(id).unwrap();
-        let instance = InstanceId::new("i-1").unwrap();
-        let profile = Profile {
-            agent_id: agent_id.clone(),
-            instance_id: instance.clone(),
-            capacity,
-            pool: Pool::new(pool).unwrap(),
-            interval_ms: None,
-            timeout_ms: None,
-            version: None,
-            labels: Default::default(),
-            probe: None,
-            control: None,
-        };
+        let (agent_id, profile) = (AgentId::new(id).unwrap(), profile(id, pool, capacity, None));
+        let instance = profile.instance_id.clone();
         let change = StatusChanged {
             agent_id: agent_id.clone(),
             instance_id: Some(instance),
@@ -139,6 +127,14 @@ impl Fixture {
         let subject = self.dispatcher.subjects.agent_event(&agent_id);
         self.append(&subject, id, AgentEvent::Registered(profile).into()).await;
         self.append(&subject, id, AgentEvent::status(Status::Connected, change).into()).await;
+    }
+
+    /// Its heartbeats say that it is driven over HTTP, there.
+    pub(crate) async fn driven(&self, id: &str, pool: &str, url: &str) {
+        let control = Endpoint { kind: "http".to_owned(), url: url.to_owned() };
+        let subject = self.dispatcher.subjects.agent_event(&AgentId::new(id).unwrap());
+        let updated = AgentEvent::Updated(profile(id, pool, 1, Some(control)));
+        self.append(&subject, id, updated.into()).await;
     }
 
     /// What has a slot of an agent, by Redis.
@@ -213,5 +209,20 @@ impl Fixture {
         let mut answer = [0; 1];
         socket.read_exact(&mut answer).await.unwrap();
         assert_ne!(&answer, b"-", "{command}");
+    }
+}
+
+fn profile(id: &str, pool: &str, capacity: u32, control: Option<Endpoint>) -> Profile {
+    Profile {
+        agent_id: AgentId::new(id).unwrap(),
+        instance_id: InstanceId::new("i-1").unwrap(),
+        capacity,
+        pool: Pool::new(pool).unwrap(),
+        interval_ms: None,
+        timeout_ms: None,
+        version: None,
+        labels: Default::default(),
+        probe: None,
+        control,
     }
 }

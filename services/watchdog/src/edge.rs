@@ -94,7 +94,10 @@ async fn look_since(shared: &Shared, agent: &AgentId, instance: &InstanceId, not
             }
             Err(RegistryError::Ours(_)) => Answer::Void,
             // Our own guard refuses its URL: that says nothing about the agent, its instance may still answer here.
-            Err(RegistryError::Refused { reason, .. }) => ping(shared, agent, instance, reason).await,
+            Err(error @ RegistryError::Refused { .. }) => {
+                shared.warn_of_registry(agent, &error);
+                ping(shared, agent, instance, error.to_string()).await
+            }
             Err(error) => Answer::None(error.to_string()),
         };
     }
@@ -145,14 +148,34 @@ pub async fn terminate(
     attempt: u32,
     reason: &str,
 ) -> Ending {
+    let timeout = shared.settings.terminate_grace + TERMINATE_SLACK;
+    if let Some(endpoint) = control(shared, agent) {
+        match shared.registries.terminate(&endpoint, execution, timeout).await {
+            Ok(()) => return Ending::Confirmed,
+            // We may not call it there. Perhaps it listens here as well; whatever else it says here, what it runs its registry
+            // knows.
+            Err(error @ RegistryError::Refused { .. }) => {
+                let here = terminate_over_nats(shared, agent, instance, (execution, attempt), reason).await;
+                return match here {
+                    Ending::Confirmed => Ending::Confirmed,
+                    _ => Ending::Unconfirmed(error.to_string()),
+                };
+            }
+            Err(error) => return Ending::Unconfirmed(error.to_string()),
+        }
+    }
+    terminate_over_nats(shared, agent, instance, (execution, attempt), reason).await
+}
+
+async fn terminate_over_nats(
+    shared: &Shared,
+    agent: &AgentId,
+    instance: &InstanceId,
+    (execution, attempt): (&ExecutionId, u32),
+    reason: &str,
+) -> Ending {
     let grace = shared.settings.terminate_grace;
     let timeout = grace + TERMINATE_SLACK;
-    if let Some(endpoint) = control(shared, agent) {
-        return match shared.registries.terminate(&endpoint, execution, timeout).await {
-            Ok(()) => Ending::Confirmed,
-            Err(error) => Ending::Unconfirmed(error.to_string()),
-        };
-    }
     let request = TerminateRequest {
         execution_id: execution.clone(),
         attempt,

@@ -1,10 +1,13 @@
 //! What the tasks of the service share: the world behind a lock that is never held across an await, and the bus.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use rollcall_core::{
-    Clock, Prefix, Timestamp,
+    AgentId, Clock, Prefix, Timestamp,
     event::{Event, EventBody, SystemEvent, SystemEventKind},
     subject::Subjects,
     time::SystemClock,
@@ -13,7 +16,7 @@ use rollcall_nats::{Append, AppendError, Bus, EventLog, Reports};
 use rollcall_service::{Context, Settings};
 use tokio::sync::Notify;
 
-use rollcall_control::Registries;
+use rollcall_control::{Registries, RegistryError};
 
 use crate::{answers::Answers, ears::Ears, report::Ledger, state::World};
 
@@ -44,6 +47,8 @@ pub struct Shared {
     pub registries: Registries,
     /// What they answered a moment ago.
     pub answers: Answers,
+    /// What was said last about registries that may not be asked.
+    unasked: Mutex<HashMap<AgentId, String>>,
     /// Cycles and their reports.
     pub ledger: Ledger,
 }
@@ -65,6 +70,7 @@ impl Shared {
             ears: Ears::default(),
             registries: Registries::new(&settings.allow_cidrs),
             answers: Answers::default(),
+            unasked: Mutex::default(),
             ledger: Ledger::default(),
             settings,
         })
@@ -122,6 +128,18 @@ impl Shared {
             }
         }
         Ok(appended)
+    }
+
+    /// Says once that a registry may not be asked, and again when that has another cause: until it may, nobody knows what
+    /// its agent runs.
+    pub fn warn_of_registry(&self, agent: &AgentId, error: &RegistryError) {
+        let why = error.to_string();
+        // Single values: a panic can't have left it half changed.
+        let mut said = self.unasked.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.get(agent) != Some(&why) {
+            tracing::warn!(agent_id = %agent, why, "nobody knows what it runs: only its deadlines bound its work");
+            said.insert(agent.clone(), why);
+        }
     }
 
     /// Appends an event about this service, decided when `expected` was the last one. A conflict means that another

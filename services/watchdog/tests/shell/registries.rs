@@ -12,8 +12,9 @@ use watchdog::{edge::LOOK_TIMEOUT, sentry, shared::Shared};
 
 use crate::{
     control,
-    harness::{Fleet, LONG, agent_id, execution_id, instance_id, now},
+    harness::{FakeAgent, Fleet, LONG, agent_id, execution_id, instance_id, now},
     http::HttpAgent,
+    short,
 };
 
 /// Cycles that show that something does not happen: two would be enough to make it happen.
@@ -192,5 +193,21 @@ async fn a_registry_has_the_time_of_a_probe_and_not_of_a_request_over_nats() {
     let dropped = fleet.recovery("dropped").await;
     assert_eq!((dropped.reason, dropped.terminate), (RecoveryReason::Orphaned, TerminateOutcome::NotRunning));
     assert_eq!(fleet.row("kept").await, "healthy");
+    dog.stop().await;
+}
+
+/// It is in a private network that nobody has allowed, and its agent takes requests over NATS as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whose_registry_may_not_be_called_is_ended_over_nats_when_its_time_is_up() {
+    let fleet = Fleet::start().await;
+    let agent = FakeAgent::start(&fleet, "h", "i-1").await;
+    fleet.register_with("h", "i-1", control("http://127.0.0.1:1")).await;
+    let dog = fleet.watchdog().await;
+    agent.list(&["x"]);
+    fleet.run("x", "h", "i-1", short(1_500)).await;
+    let recovered = fleet.recovery("x").await;
+    assert_eq!(recovered.reason, RecoveryReason::TimedOut);
+    assert_eq!(recovered.terminate, TerminateOutcome::Confirmed);
+    assert_eq!(agent.terminations().len(), 1);
     dog.stop().await;
 }
