@@ -102,7 +102,13 @@ async fn look_since(shared: &Shared, agent: &AgentId, instance: &InstanceId, not
         };
     }
     let subject = shared.subjects.agent_request(agent, instance, AgentVerb::Executions);
-    let answer = match shared.bus.request(subject, Bytes::from_static(b"{}"), LOOK_TIMEOUT).await {
+    let ask = || shared.bus.request(subject.clone(), Bytes::from_static(b"{}"), LOOK_TIMEOUT);
+    let asked = match ask().await {
+        // One question can get lost, and work hangs on it.
+        Err(RequestError::Timeout) => ask().await,
+        asked => asked,
+    };
+    let answer = match asked {
         Ok(message) => match serde_json::from_slice::<ExecutionsReply>(&message.payload) {
             Ok(reply) if reply.instance_id == *instance => Answer::Holds(reply.executions),
             Ok(reply) => Answer::None(format!("{} answered for {instance}", reply.instance_id)),

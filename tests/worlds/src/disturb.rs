@@ -210,6 +210,7 @@ fn cut_agent(stage: &Rc<Stage>, agent: &AgentId, lasts: u64) {
     stage.say(|| format!("{agent} is cut off for {lasts} ms"));
     stage.count("agents cut off");
     stage.agents_cut.borrow_mut().insert(agent.clone());
+    stage.truth.borrow_mut().cut.push((agent.clone(), stage.exec.now(), stage.exec.now() + lasts));
     let (task, agent) = (Rc::clone(stage), agent.clone());
     stage.exec.later(lasts, move || {
         task.agents_cut.borrow_mut().remove(&agent);

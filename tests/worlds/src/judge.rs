@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rollcall_capacity::{Capacity, Place};
 use rollcall_core::{
-    ExecutionId, InstanceId,
+    AgentId, ExecutionId, InstanceId,
     event::{AgentEvent, EventBody, ExecutionEvent, Recovered, RecoveryReason, TerminateOutcome},
     execution::{Execution, Standing, State},
 };
@@ -188,12 +188,24 @@ fn condemned(stage: &Stage, entry: &Entry, event: &ExecutionEvent, before: &Exec
     let at = entry.decided_at;
     // Of an instance that was replaced or forgotten the first heartbeat that is overdue says enough.
     let left = matches!(lost.reason, RecoveryReason::AgentGone | RecoveryReason::AgentRestarted);
+    if unheard_and_cut_off(&stage.truth.borrow(), entry, &lost.agent_id) {
+        return Ok(());
+    }
     if vouched(stage, &key, at, if left { OVERDUE_MS } else { LISTS_APART_MS }) {
         let reason = lost.reason.as_str();
         let what = format!("{}:{} was condemned ({reason}) while {} listed it", key.1, key.2, key.0);
         return Err(broken(6, what));
     }
     Ok(())
+}
+
+/// Who wrote it lost heartbeats without knowing it, and before the next one could show that its agent was cut off as well, so that
+/// it was not there to be asked either: no evidence tells that from death.
+fn unheard_and_cut_off(truth: &Truth, entry: &Entry, agent: &AgentId) -> bool {
+    let cut = |(who, from, until): &(AgentId, u64, u64)| {
+        who == agent && (*from..*until).contains(&entry.decided_at)
+    };
+    lost_heartbeats(truth, entry) && truth.cut.iter().any(cut)
 }
 
 /// Whether the instance held the attempt at that moment and had listed it, heartbeat by heartbeat, for as long as silence

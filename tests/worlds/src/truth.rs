@@ -41,6 +41,8 @@ pub(crate) struct Truth {
     pub stood: Vec<(usize, u64, u64)>,
     /// Which services lost heartbeats without knowing it, from when until when.
     pub losing: Vec<(usize, u64, u64)>,
+    /// Which agents were cut off, from when until when.
+    pub cut: Vec<(AgentId, u64, u64)>,
     /// Everything that ran, in the order in which it began.
     pub runs: Vec<Run>,
     /// When capacity went back to an older state.

@@ -264,7 +264,11 @@ impl Watchdog {
     }
 
     async fn look(&self, id: &ExecutionId, attempt: u32, agent: &AgentId, instance: &InstanceId) -> Edge {
-        let answer = self.stage.ask(self.me, agent, instance, Request::Executions, LOOK_TIMEOUT_MS).await;
+        let ask = || self.stage.ask(self.me, agent, instance, Request::Executions, LOOK_TIMEOUT_MS);
+        let answer = match ask().await {
+            Answer::Nothing => ask().await,
+            answer => answer,
+        };
         match answer {
             Answer::Said(Reply::Holds(claims)) => {
                 self.answered(agent, instance);
@@ -287,9 +291,6 @@ impl Watchdog {
     async fn end(&self, id: &ExecutionId, attempt: u32, agent: &AgentId, instance: &InstanceId) {
         let request = Request::Terminate(id.clone(), attempt);
         let answer = self.stage.ask(self.me, agent, instance, request, TERMINATE_TIMEOUT_MS).await;
-        if matches!(answer, Answer::Said(_)) {
-            self.answered(agent, instance);
-        }
         let asked = match answer {
             Answer::Said(Reply::Terminated) => Some(TerminateState::Terminated),
             Answer::Said(Reply::NotRunning) => Some(TerminateState::NotRunning),

@@ -244,6 +244,29 @@ impl Fleet {
         })
     }
 
+    /// Of the requests for this every other one gets lost, the first too. How many were answered.
+    pub async fn answers_every_other(
+        &self,
+        agent: &str,
+        instance: &str,
+        verb: AgentVerb,
+        reply: Value,
+    ) -> Arc<AtomicU64> {
+        let subject = self.subjects.agent_request(&agent_id(agent), &instance_id(instance), verb);
+        let mut requests = self.bus.subscribe(subject).await.unwrap();
+        self.bus.flush().await.unwrap();
+        let (bus, answered) = (self.bus.clone(), Arc::new(AtomicU64::new(0)));
+        let counted = Arc::clone(&answered);
+        tokio::spawn(async move {
+            while requests.next().await.is_some() {
+                let Some(request) = requests.next().await else { return };
+                bus.reply(&request, Bytes::from(reply.to_string())).await;
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        answered
+    }
+
     pub async fn superseded(&self, agent: &str, old: &str, new: &str) {
         self.agent_event(
             agent,

@@ -13,7 +13,7 @@ mod registries;
 mod sentry;
 mod system;
 
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{cell::RefCell, collections::BTreeMap, sync::atomic::Ordering};
 
 use harness::{FakeAgent, Fleet, Job, LONG, Manner, now};
 use rollcall_core::{
@@ -270,6 +270,26 @@ async fn no_responders_is_no_word_about_who_never_answered_there() {
     // Three intervals and a half, not one and a half.
     let silent_ms = recovered.evidence["heartbeats"]["last_age_ms"].as_u64().unwrap();
     assert!(silent_ms >= 3_500, "{recovered:?}");
+    dog.stop().await;
+}
+
+/// Its heartbeats are silent, and what it is asked gets lost half of the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_question_that_gets_lost_is_no_silence() {
+    let fleet = Fleet::start().await;
+    let agent = FakeAgent::start_without_requests(&fleet, "a", "i-1");
+    let holds = json!({"instance_id": "i-1", "seq": 1, "executions": [{"id": "x", "attempt": 1}]});
+    let answered = fleet.answers_every_other("a", "i-1", AgentVerb::Executions, holds).await;
+    fleet.register("a", "i-1").await;
+    let dog = fleet.watchdog().await;
+    agent.list(&["x"]);
+    fleet.run("x", "a", "i-1", LONG).await;
+    fleet.until("it is listed", async || fleet.row("x").await == "healthy").await;
+    agent.beat(false);
+    fleet.status("a", "i-1", Status::Disconnected, "missed_heartbeats").await;
+    // The first is its greeting.
+    fleet.until("it was asked again and again", async || answered.load(Ordering::SeqCst) > 3).await;
+    assert!(fleet.recoveries().await.is_empty());
     dog.stop().await;
 }
 
