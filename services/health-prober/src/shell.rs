@@ -148,7 +148,8 @@ pub(crate) struct Shell {
     file: HashMap<AgentId, FileAgent>,
     /// Read before the log was.
     file_waiting: Option<FileRead>,
-    invalid: intake::InvalidSources,
+    invalid: intake::Sources,
+    replayed: intake::Sources,
     counters: Counters,
 }
 
@@ -218,7 +219,8 @@ impl Shell {
             probe_timeout: config.probe_timeout,
             file: HashMap::new(),
             file_waiting: None,
-            invalid: intake::InvalidSources::default(),
+            invalid: intake::Sources::default(),
+            replayed: intake::Sources::default(),
             counters: Counters {
                 beats: metrics::counter!("rollcall_heartbeats_total"),
                 replays: metrics::counter!("rollcall_heartbeats_replayed_total"),

@@ -14,8 +14,9 @@ use crate::decide::told;
 use crate::hear::{Heard, hear};
 use crate::state::{Index, interval_ms};
 
-/// Sources of invalid heartbeats that are remembered as logged; when full, it is forgotten and they are logged again.
-const INVALID_SOURCES_MAX: usize = 1024;
+/// Sources of heartbeats that count for nothing that are remembered as logged; when full, all are forgotten, and logged
+/// again.
+const SOURCES_MAX: usize = 1024;
 /// Heartbeats of one agent that wait for an answer; more are answered at once.
 const WAITERS_MAX: usize = 16;
 /// How long an instance gets to finish, in a goodbye of our own making.
@@ -25,15 +26,15 @@ const FAREWELL_INTERVAL_MS: u64 = 1000;
 
 /// Who was complained about already.
 #[derive(Debug, Default)]
-pub(super) struct InvalidSources(HashSet<Box<str>>);
+pub(super) struct Sources(HashSet<Box<str>>);
 
-impl InvalidSources {
+impl Sources {
     /// Whether this source is to be logged.
     fn is_new(&mut self, source: &str) -> bool {
         if self.0.contains(source) {
             return false;
         }
-        if self.0.len() >= INVALID_SOURCES_MAX {
+        if self.0.len() >= SOURCES_MAX {
             self.0.clear();
         }
         self.0.insert(source.into());
@@ -85,6 +86,13 @@ impl Shell {
             }
             Ok((Some(index), Heard::Replay)) => {
                 self.counters.replays.increment(1);
+                if self.replayed.is_new(&message.subject) {
+                    tracing::warn!(
+                        agent,
+                        "a heartbeat whose seq does not rise counts for nothing: sent twice, or by a process \
+                        that has the instance_id of an earlier one"
+                    );
+                }
                 if let Some(reply) = reply {
                     self.reply_when_settled(index, reply, now);
                 }
