@@ -202,10 +202,17 @@ fn condemned(stage: &Stage, entry: &Entry, event: &ExecutionEvent, before: &Exec
 /// Who wrote it lost heartbeats without knowing it, and before the next one could show that its agent was cut off as well, so that
 /// it was not there to be asked either: no evidence tells that from death.
 fn unheard_and_cut_off(truth: &Truth, entry: &Entry, agent: &AgentId) -> bool {
-    let cut = |(who, from, until): &(AgentId, u64, u64)| {
-        who == agent && (*from..*until).contains(&entry.decided_at)
-    };
-    lost_heartbeats(truth, entry) && truth.cut.iter().any(cut)
+    let cut = truth
+        .cut
+        .iter()
+        .filter(|(who, from, until)| who == agent && (*from..*until).contains(&entry.decided_at));
+    cut.into_iter().any(|(_, from, _)| {
+        let before = |(me, began, ended): &(usize, u64, u64)| {
+            let theirs = entry.event.source.ends_with(&format!("/{me}"));
+            theirs && (*began..ended + INTERVAL_MS * 3 / 2).contains(from)
+        };
+        truth.losing.iter().any(before)
+    })
 }
 
 /// Whether the instance held the attempt at that moment and had listed it, heartbeat by heartbeat, for as long as silence
