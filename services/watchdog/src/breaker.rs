@@ -23,9 +23,9 @@ pub struct BreakerLimits {
 pub struct Count {
     /// Fell silent inside the window and still are.
     pub silent: usize,
-    /// Those, and all that are not silent, and those that left inside the window: the ones that were connected when
-    /// the window began. An agent that registered inside the window and is there counts as well, or a young fleet
-    /// would have no breaker.
+    /// The fleet as it is (those, and all that are not silent) or as it was when the window began (without those that came
+    /// since, and with those that left since), whichever is larger: a fleet that is replaced is not twice as large, and
+    /// one that is young is not empty.
     pub of: usize,
 }
 
@@ -45,6 +45,9 @@ pub struct Breaker {
     since: HashMap<AgentId, Timestamp>,
     order: BTreeSet<(Timestamp, AgentId)>,
     connected: HashSet<AgentId>,
+    /// When the instances that are there came.
+    came: HashMap<AgentId, Timestamp>,
+    came_order: BTreeSet<(Timestamp, AgentId)>,
     left: HashMap<AgentId, Left>,
     left_order: BTreeSet<(Timestamp, AgentId)>,
     /// When the first agent of this fleet was heard of.
@@ -63,6 +66,9 @@ impl Breaker {
             self.order.remove(&(old, id.clone()));
         }
         let was_heard = self.connected.remove(id);
+        if let Some(came_at) = self.came.remove(id) {
+            self.came_order.remove(&(came_at, id.clone()));
+        }
         let left = self.left.remove(id);
         if let Some(left) = &left {
             self.left_order.remove(&(left.at, id.clone()));
@@ -86,14 +92,22 @@ impl Breaker {
                 }
             }
             (Some(status), Some(since)) if status.is_silent() => {
+                self.is_there(agent, time);
                 self.fell |= was_silent_since != Some(since);
                 self.since.insert(id.clone(), since);
                 self.order.insert((since, id.clone()));
             }
             (Some(_), _) => {
+                self.is_there(agent, time);
                 self.connected.insert(id.clone());
             }
         }
+    }
+
+    fn is_there(&mut self, agent: &Agent, time: Timestamp) {
+        let came_at = agent.registered_at.unwrap_or(time);
+        self.came.insert(agent.id.clone(), came_at);
+        self.came_order.insert((came_at, agent.id.clone()));
     }
 
     /// Recovery was resumed: who is silent now does not suspend it again alone.
@@ -114,7 +128,10 @@ impl Breaker {
         let left = self.left_order.iter().rev().take_while(|(at, _)| *at >= start);
         let there = |id: &AgentId| is_young || self.left.get(id).is_some_and(|left| left.came_at <= start);
         let left = left.filter(|(_, id)| there(id)).count();
-        Count { silent, of: silent + self.connected.len() + left }
+        // Whoever fell silent before the window came before it as well.
+        let new = self.came_order.iter().rev().take_while(|(at, _)| *at > start).count();
+        let replaced = if is_young { left } else { left.saturating_sub(new) };
+        Count { silent, of: silent + self.connected.len() + replaced }
     }
 
     /// Whether so many at once are a failure of something else.
@@ -310,6 +327,33 @@ mod tests {
             breaker.agent(&silent(0, 2_000), false, t(2_000));
             assert_eq!(breaker.count(&LIMITS, t(2_000)), Count { silent: 4, of }, "{first_at}");
         }
+    }
+
+    #[test]
+    fn a_fleet_that_was_replaced_inside_the_window_is_not_twice_as_large() {
+        let mut breaker = fleet(6);
+        for n in 0..6 {
+            breaker.agent(&agent(n, Status::Gone), false, t(1_000));
+            let new = Agent { registered_at: Some(t(2_000)), ..agent(100 + n, Status::Connected) };
+            breaker.agent(&new, false, t(2_000));
+        }
+        assert_eq!(breaker.count(&LIMITS, t(2_000)), Count { silent: 0, of: 6 });
+        for n in 0..3 {
+            let new = Agent { registered_at: Some(t(2_000)), ..silent(100 + n, 3_000) };
+            breaker.agent(&new, false, t(3_000));
+        }
+        assert_eq!(breaker.count(&LIMITS, t(3_000)), Count { silent: 3, of: 6 });
+        assert!(trips(&breaker, 3_000));
+        // A start of the same agents as new instances leaves nobody behind.
+        let mut restarted = fleet(6);
+        for n in 0..6 {
+            restarted.agent(
+                &Agent { registered_at: Some(t(2_000)), ..agent(n, Status::Connected) },
+                false,
+                t(2_000),
+            );
+        }
+        assert_eq!(restarted.count(&LIMITS, t(2_000)), Count { silent: 0, of: 6 });
     }
 
     #[test]
