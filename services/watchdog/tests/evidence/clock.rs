@@ -7,7 +7,13 @@ use rollcall_core::{
     wire::TerminateState,
 };
 use serde_json::json;
-use watchdog::{matrix::Row, sight::Void, zombie::retry_pause_ms};
+use watchdog::{
+    decide::{Verdict, judge},
+    facts::{Asked, Facts},
+    matrix::{Row, SAMPLE_LIMITS, sample},
+    sight::Void,
+    zombie::retry_pause_ms,
+};
 
 use crate::sim::{HOUR, LIMITS, Sim, Truth, agent, execution, instance};
 
@@ -166,4 +172,21 @@ fn what_spoke_for_it_by_a_clock_ahead_does_not_move_the_safety_net() {
         }
         assert_eq!(sim.recovered[0].0, RecoveryReason::Stale, "{spoke:?}");
     }
+}
+
+/// Our clock was ahead, so its end was asked for before its time; then it was put right, and the work is missing.
+#[test]
+fn what_was_asked_to_end_by_a_wrong_clock_has_not_stood_still() {
+    let (mut facts, now) = sample(Row::Orphaned);
+    facts.asked = Asked::Unconfirmed { next_at: now.plus_ms(1_000) };
+    let reason = |facts: &Facts, now| match judge(facts, &SAMPLE_LIMITS, now).verdict {
+        Verdict::Recover(finding) => finding.reason,
+        verdict => panic!("{verdict:?}"),
+    };
+    assert_eq!(reason(&facts, now), RecoveryReason::Orphaned);
+    facts.stall_timeout_ms = Some(30_000);
+    assert_eq!(reason(&facts, now), RecoveryReason::Stalled);
+    let late = facts.deadline;
+    facts.channel.last_at = Some(late);
+    assert_eq!(reason(&facts, late), RecoveryReason::TimedOut);
 }
