@@ -30,6 +30,9 @@ use crate::{
 const LAUNCHES_MAX: usize = 1024;
 /// Reports that are applied at once.
 const REPORTS_MAX: usize = 256;
+/// A report that somebody took and did not settle in this time is taken by somebody else: whoever took it may have died, and its
+/// slot waits. Applying one takes milliseconds; taking it twice is harmless.
+const REPORT_ACK_WAIT: Duration = Duration::from_secs(5);
 /// Events folded between two looks at the shutdown signal.
 const TAIL_BATCH: usize = 1000;
 /// How often waiting work is looked at: a queue beside a free slot for longer than a second is an alarm.
@@ -267,8 +270,12 @@ impl Dispatcher {
 
     /// Takes in reports until the shutdown.
     pub(crate) async fn take_reports(self: Arc<Self>) {
-        let options = WorkOptions { max_ack_pending: REPORTS_MAX * 4, ..WorkOptions::default() };
-        let mut consumer: WorkConsumer = self.reports.work("dispatcher", options);
+        let options = || WorkOptions {
+            max_ack_pending: REPORTS_MAX * 4,
+            ack_wait: REPORT_ACK_WAIT,
+            ..WorkOptions::default()
+        };
+        let mut consumer: WorkConsumer = self.reports.work("dispatcher", options());
         let permits = Arc::new(Semaphore::new(REPORTS_MAX));
         loop {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
@@ -287,8 +294,7 @@ impl Dispatcher {
                 Err(error) => {
                     tracing::warn!(%error, "can't take in reports");
                     tokio::time::sleep(TRY_AGAIN).await;
-                    let options = WorkOptions { max_ack_pending: REPORTS_MAX * 4, ..WorkOptions::default() };
-                    consumer = self.reports.work("dispatcher", options);
+                    consumer = self.reports.work("dispatcher", options());
                 }
             }
         }

@@ -4,9 +4,11 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use rollcall_core::{AgentId, ExecutionId, event::ExecutionEvent};
+use rollcall_nats::WorkOptions;
 use serde_json::{Value, json};
 use tracing::{Event, Metadata, Subscriber, field, span};
 
@@ -131,6 +133,35 @@ async fn a_report_whose_effect_the_log_refuses_stays_until_it_is_in_the_log() {
         .await;
     fleet.until("it is taken out", async || fleet.reports.last(&subject).await.unwrap().is_none()).await;
     dispatcher.stop().await;
+}
+
+/// Whoever took it died: it had the time of before to settle it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_that_a_dead_dispatcher_had_taken_does_not_wait_long() {
+    let fleet = Fleet::start().await;
+    let id = AgentId::new("a").unwrap();
+    fleet.agent(&id, "i-1").await;
+    let first = fleet.dispatcher_in(fleet.context()).await;
+    let request = json!({"execution_id": "x", "agent_id": "a", "input": {}, "delivery": "external"});
+    assert_eq!(fleet.api("submit", &request).await["state"], "running");
+    first.stop().await;
+    let subject = fleet.subjects.report(&id, &ExecutionId::new("x").unwrap());
+    let report = json!({"execution_id": "x", "attempt": 1, "agent_id": "a", "instance_id": "i-1",
+        "outcome": "completed", "result": 1});
+    fleet.reports.publish(&subject, report.to_string().into()).await.unwrap();
+    let mut dead = fleet.reports.work("dispatcher", WorkOptions::default());
+    let taken = dead.next().await.unwrap();
+    // Dropped, it would be handed back.
+    std::mem::forget((taken, dead));
+    let began = Instant::now();
+    let second = fleet.dispatcher_in(fleet.context()).await;
+    fleet
+        .until("it counts", async || {
+            matches!(fleet.history("x").await.last(), Some(ExecutionEvent::Completed(_)))
+        })
+        .await;
+    assert!(began.elapsed() < WorkOptions::default().ack_wait / 2, "after {:?}", began.elapsed());
+    second.stop().await;
 }
 
 /// How often something was delivered out of the reports.
