@@ -87,7 +87,8 @@ pub const VARIABLES: [Variable; 32] = [
     var(
         "ROLLCALL_HEARTBEAT_INTERVAL_MS",
         "5000",
-        Kind::Millis(SECOND, 60 * SECOND),
+        // Less than an agent may name: who names none has nothing against it.
+        Kind::Millis(100, 60 * SECOND),
         "heartbeat interval when an agent names none",
     ),
     var(
