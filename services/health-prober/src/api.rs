@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use rollcall_core::agent::Status;
 use rollcall_core::time::{Clock, SystemClock};
 use rollcall_core::wire::{AgentRequest, ApiError, ErrorCode, Goodbye, GoodbyeReason, InFlight, read_object};
 use rollcall_core::{AgentId, InstanceId, Pool};
-use rollcall_nats::{ApiHandle, ApiOptions, ApiRequest, ApiServer, Bus, Entry, RequestError, SubscribeError};
+use rollcall_nats::{
+    ApiHandle, ApiOptions, ApiRequest, ApiServer, Bus, Entry, RequestError, SubscribeError, Subscriber,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
@@ -37,6 +40,8 @@ pub(crate) enum Ask {
     Wish(AgentId, Wish, oneshot::Sender<Result<AgentView, ApiError>>),
     /// The instance to say goodbye to; it is repeated in answers to its heartbeats.
     Part(AgentId, Goodbye, oneshot::Sender<Result<InstanceId, ApiError>>),
+    /// Another prober said goodbye to this instance, which did not confirm it.
+    Told(Unheard),
     /// The goodbye was heard.
     Parted(AgentId, InstanceId),
 }
@@ -56,6 +61,28 @@ pub(crate) struct ListQuery {
     /// Only those after this one, in the order of ids.
     #[serde(default)]
     pub(crate) after: Option<AgentId>,
+}
+
+/// A goodbye that its instance has not confirmed, as probers tell each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Unheard {
+    pub(crate) agent_id: AgentId,
+    pub(crate) instance_id: InstanceId,
+    pub(crate) goodbye: Goodbye,
+}
+
+/// Hands on what other probers say until the connection is closed.
+pub(crate) async fn follow_goodbyes(mut told: Subscriber, inputs: mpsc::Sender<Input>) {
+    while let Some(message) = told.next().await {
+        match read_object::<Unheard>("prober.goodbye", &message.payload) {
+            Ok(unheard) => {
+                if inputs.send(Input::Ask(Ask::Told(unheard))).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a goodbye of another prober can't be read"),
+        }
+    }
 }
 
 /// The answer to `agents`.
@@ -183,16 +210,32 @@ impl Verbs {
                 // Whether the loop still takes it or not: the goodbye itself is said.
                 let _ = self.inputs.send(Input::Ask(Ask::Parted(id, instance))).await;
             }
-            Err(RequestError::NoResponders) => {
-                answer["note"] =
-                    json!("no_responders: nobody listens there; it is repeated in answers to heartbeats");
-            }
             Err(RequestError::Disconnected) => {
                 return Err(ApiError::unavailable("nats is not connected, the goodbye was not sent"));
             }
-            Err(error) => answer["note"] = json!(error.to_string()),
+            Err(error) => {
+                self.tell_the_others(Unheard { agent_id: id, instance_id: instance, goodbye }).await;
+                answer["note"] = match error {
+                    RequestError::NoResponders => {
+                        json!("no_responders: nobody listens there; it is repeated in answers to heartbeats")
+                    }
+                    error => json!(error.to_string()),
+                };
+            }
         }
         encode(&answer)
+    }
+
+    /// Whichever prober answers its next heartbeat says it.
+    async fn tell_the_others(&self, unheard: Unheard) {
+        let subject = self.reach.subjects.prober_goodbye();
+        let told = match serde_json::to_vec(&unheard) {
+            Ok(bytes) => self.reach.bus.publish(subject, bytes.into()).await.map_err(|e| e.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = told {
+            tracing::warn!(agent_id = %unheard.agent_id, error, "the other probers do not know of a goodbye");
+        }
     }
 }
 

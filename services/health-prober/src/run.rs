@@ -82,6 +82,8 @@ async fn life(context: &Context, bus: &Bus, config: &Config, bounds: Bounds) -> 
         log: follow(reach.log.tail(0, [reach.subjects.all_agent_events().as_str()])),
         inputs,
     };
+    let told = bus.subscribe(reach.subjects.prober_goodbye()).await?;
+    let telling = tokio::spawn(api::follow_goodbyes(told, sender.clone()));
     let api = api::serve(bus, reach.clone(), sender.clone(), Arc::clone(&context.clock)).await?;
     let losing = tokio::spawn(follow_losses(reach.clone(), context.clock.now(), sender.clone()));
     let filing =
@@ -100,6 +102,7 @@ async fn life(context: &Context, bus: &Bus, config: &Config, bounds: Bounds) -> 
     draining.abort();
     stop_probes.cancel();
     losing.abort();
+    telling.abort();
     if let Some(filing) = filing {
         filing.abort();
     }

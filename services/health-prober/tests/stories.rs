@@ -204,6 +204,33 @@ async fn two_probers_write_one_log() {
     second.stop().await;
 }
 
+/// An agent without subscriptions hears it from whichever prober answers its heartbeat.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_goodbye_is_in_the_answers_of_every_prober() {
+    let stage = Stage::open().await;
+    let (first, second) = (stage.prober().await, stage.prober().await);
+    assert_eq!(stage.beat("a1", beat("i1", 1)).await["status"], "connected");
+    stage.until_status("a1", Status::Connected).await;
+    let said = stage.api("goodbye", json!({ "agent_id": "a1", "deadline_ms": 7000 })).await;
+    assert_eq!(said["answered"], false, "{said}");
+    // Each answers, and an agent hears the quickest. Once both know they do not forget it.
+    let begun = std::time::Instant::now();
+    let both_say_it = async |seq| {
+        let replies = stage.all_replies("a1", seq, 2).await;
+        replies.iter().all(|reply| reply["goodbye"]["deadline_ms"] == 7000)
+    };
+    let mut seq = 2;
+    while !both_say_it(seq).await {
+        assert!(begun.elapsed() < stage::DEADLINE, "one of them does not know");
+        seq += 1;
+    }
+    for later in 1..=5 {
+        assert!(both_say_it(seq + later).await);
+    }
+    first.stop().await;
+    second.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn malformed_heartbeats_are_answered_and_change_nothing() {
     let stage = Stage::open().await;

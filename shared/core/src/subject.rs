@@ -133,6 +133,12 @@ impl Subjects {
         format!("{}.agent.{agent}.{instance}.{}", self.prefix, verb.as_str())
     }
 
+    /// `<prefix>.prober.goodbye`: what one prober tells the other ones.
+    #[must_use]
+    pub fn prober_goodbye(&self) -> String {
+        format!("{}.prober.goodbye", self.prefix)
+    }
+
     /// `<prefix>.agent.<agent>.<instance>.*`: everything an instance is asked.
     #[must_use]
     pub fn agent_requests(&self, agent: &AgentId, instance: &InstanceId) -> String {

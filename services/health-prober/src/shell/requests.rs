@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::timing::GOODBYE_DUE_MS;
 use super::{Shell, Unheard};
-use crate::api::{Ask, ListQuery, Listing};
+use crate::api::{self, Ask, ListQuery, Listing};
 use crate::decide::Wish;
 use crate::state::Index;
 use crate::view::AgentView;
@@ -47,6 +47,7 @@ impl Shell {
             Ask::Part(id, goodbye, reply) => {
                 let _ = reply.send(self.part_with(&id, goodbye));
             }
+            Ask::Told(unheard) => self.told(unheard),
             Ask::Parted(id, instance) => {
                 if let Some(index) = self.fleet.find(id.as_str()) {
                     self.parted(index, &instance, true);
@@ -91,10 +92,23 @@ impl Shell {
         let entry = self.fleet.get(index).ok_or_else(gone)?;
         let current = entry.known.agent.instance_id.clone().filter(|_| !entry.known.current_is_past());
         let instance = current.ok_or_else(gone)?;
-        let until = self.clock.now().plus_ms(GOODBYE_DUE_MS);
-        let unheard = Unheard { instance: instance.clone(), goodbye, until, while_still: false };
-        self.cold.entry(index).or_default().goodbye = Some(unheard);
+        self.say_it_in_answers(index, instance.clone(), goodbye);
         Ok(instance)
+    }
+
+    fn told(&mut self, told: api::Unheard) {
+        let Some(index) = self.fleet.find(told.agent_id.as_str()) else { return };
+        let Some(entry) = self.fleet.get(index) else { return };
+        let is_there = entry.known.agent.instance_id.as_ref() == Some(&told.instance_id);
+        if is_there && !entry.known.current_is_past() {
+            self.say_it_in_answers(index, told.instance_id, told.goodbye);
+        }
+    }
+
+    fn say_it_in_answers(&mut self, index: Index, instance: InstanceId, goodbye: Goodbye) {
+        let until = self.clock.now().plus_ms(GOODBYE_DUE_MS);
+        self.cold.entry(index).or_default().goodbye =
+            Some(Unheard { instance, goodbye, until, while_still: false });
     }
 
     /// The first agents after `after`, in the order of ids, without sorting the fleet.

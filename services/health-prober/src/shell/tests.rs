@@ -222,6 +222,23 @@ async fn a_goodbye_for_an_operator_is_not_taken_back() {
     assert_eq!(bench.answered(), Some(GoodbyeReason::ActivityTimeout));
 }
 
+#[tokio::test]
+async fn a_goodbye_that_another_prober_said_is_repeated_to_that_instance() {
+    let goodbye = Goodbye {
+        reason: GoodbyeReason::Operator,
+        deadline_ms: 7,
+        in_flight: rollcall_core::wire::InFlight::Return,
+    };
+    for (instance, told) in [("i1", Some(GoodbyeReason::Operator)), ("i0", None)] {
+        let mut bench = Bench::with_agent().await;
+        let (agent_id, instance_id) = (AGENT.parse().unwrap(), instance.parse().unwrap());
+        let unheard = crate::api::Unheard { agent_id, instance_id, goodbye: goodbye.clone() };
+        bench.shell.answer(Ask::Told(unheard));
+        bench.beat(INTERVAL_MS, &one(1));
+        assert_eq!(bench.answered(), told, "{instance}");
+    }
+}
+
 /// Everything as it must be for "no responders" to count, after a heartbeat that is overdue.
 async fn overdue() -> (Bench, Timestamp) {
     let mut bench = Bench::with_agent().await;

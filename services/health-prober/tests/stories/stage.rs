@@ -21,7 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long anything may take that is not itself about time. A busy machine that holds the prober up has it begin every clock
 /// again.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// How long a request may take before the link itself is in doubt.
 const LINK: Duration = Duration::from_secs(1);
 /// How often a condition is looked at.
@@ -157,6 +157,20 @@ impl Stage {
     }
 
     /// Publishes a heartbeat with a reply subject of the sender's choice, by speaking the protocol itself.
+    /// What so many probers answer to one heartbeat.
+    pub(crate) async fn all_replies(&self, agent: &str, seq: u64, probers: usize) -> Vec<Value> {
+        let inbox = format!("_INBOX.all.{seq}");
+        let mut answers = self.bus.subscribe(inbox.clone()).await.unwrap();
+        self.bus.flush().await.unwrap();
+        self.publish_with_reply(agent, beat("i1", seq), &inbox).await;
+        let mut replies = Vec::new();
+        while replies.len() < probers {
+            let answer = tokio::time::timeout(DEADLINE, answers.next()).await.expect("each answers").unwrap();
+            replies.push(serde_json::from_slice(&answer.payload).unwrap());
+        }
+        replies
+    }
+
     pub(crate) async fn publish_with_reply(&self, agent: &str, beat: Value, reply: &str) {
         let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", self.server.port())).await.unwrap();
         let body = beat.to_string();
