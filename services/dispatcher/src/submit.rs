@@ -1,11 +1,12 @@
 //! Admission: reserve in Redis, store the input, write `submitted`, then launch or wait.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use rollcall_capacity::{Admission, Ask, Capacity, Hold, Outcome, Priority};
+use rollcall_capacity::{Admission, AgentSetting, Ask, Capacity, Hold, Outcome, Priority};
 use rollcall_core::{
     ExecutionId, Pool,
+    agent::Agent,
     event::Submitted,
     execution::Execution,
     subject::PayloadKind,
@@ -20,6 +21,9 @@ use crate::{decide, ledger::DecideError, payload, shell::Dispatcher};
 
 /// What a full queue tells its caller to wait before trying again, in milliseconds.
 const QUEUE_FULL_RETRY_MS: u64 = 5000;
+
+/// How long a submission waits for Redis to hear of an agent.
+const SEE_AGENT_MAX: Duration = Duration::from_secs(1);
 
 impl Dispatcher {
     /// `submit`
@@ -152,7 +156,7 @@ impl Dispatcher {
         }
     }
 
-    async fn pool_for(&self, request: &SubmitRequest) -> Result<Pool, ApiError> {
+    async fn pool_for(self: &Arc<Self>, request: &SubmitRequest) -> Result<Pool, ApiError> {
         let Some(agent_id) = &request.agent_id else { return Ok(request.pool.clone().unwrap_or_default()) };
         let agent = match self.ledger.agent(agent_id) {
             Some(agent) => Some(agent),
@@ -176,7 +180,31 @@ impl Dispatcher {
                 ),
             ));
         }
+        self.see_that_redis_knows(&agent).await;
         Ok(agent.pool())
+    }
+
+    /// An agent that has just been told that it is connected is given work, and does not see it queued because Redis, or our
+    /// fold of the log, has yet to hear of that.
+    async fn see_that_redis_knows(self: &Arc<Self>, agent: &Agent) {
+        let knows = |agent: &Agent| {
+            let setting = decide::setting(agent);
+            let told = self.applied(&agent.id).and_then(|(_, told)| told);
+            told.is_some_and(|told| AgentSetting { setting_seq: told.setting_seq, ..setting } == told)
+        };
+        if agent.takes_work() && knows(agent) {
+            return;
+        }
+        let see = async {
+            if let Ok(Some(fresh)) = self.ledger.fresh_agent(&agent.id).await
+                && fresh.takes_work()
+                && self.ledger.current().await.is_ok()
+            {
+                self.apply_agent(&agent.id).await;
+            }
+        };
+        // Whatever goes wrong or takes long here, it waits for a moment in the queue.
+        _ = tokio::time::timeout(SEE_AGENT_MAX, see).await;
     }
 
     async fn admit(
@@ -297,4 +325,33 @@ impl From<AppendError> for Unwritten {
 fn fingerprint(request: &SubmitRequest) -> Result<String, ApiError> {
     let text = serde_json::to_vec(request).map_err(|e| ApiError::bad_json("submit", &e))?;
     Ok(payload::sha256_hex(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_core::{AgentId, execution::State};
+
+    use crate::fixture::Fixture;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_agent_that_redis_has_yet_to_hear_of_is_given_work_at_once() {
+        let fixture = Fixture::new().await;
+        fixture.agent("a", "p", 2).await;
+        fixture.follows().await;
+        let dispatcher = &fixture.dispatcher;
+        dispatcher.audit().await.unwrap();
+        let id = AgentId::new("a").unwrap();
+        dispatcher.apply_agent(&id).await;
+        let submit = async |execution: &str| {
+            let body = format!(
+                r#"{{"execution_id": "{execution}", "agent_id": "a", "input": 1, "delivery": "external"}}"#
+            );
+            dispatcher.submit(body.as_bytes()).await.unwrap().state
+        };
+        assert_eq!(submit("x").await, State::Running);
+        // As it was before it was connected, and nobody has told Redis anything else.
+        fixture.redis("HSET rollcall:{p}:agent:a open 0 setting_seq 0").await;
+        dispatcher.doubt_applied(&id);
+        assert_eq!(submit("y").await, State::Running);
+    }
 }
