@@ -1,7 +1,7 @@
 //! What is known about one execution at the moment it is judged: plain values, gathered by
 //! [`crate::state::World::facts`] and completed by the looks that the judgement asks for.
 
-use rollcall_core::{Timestamp, agent::Parting, execution::State, wire::Outcome};
+use rollcall_core::{Timestamp, agent::Parting, event::RecoveryReason, execution::State, wire::Outcome};
 
 /// Unlisted in so many lists in a row is proof (PROTOCOL.md: "twice in a row").
 pub const UNLISTED_TIMES: u32 = 2;
@@ -204,6 +204,8 @@ pub struct Facts {
     pub suspended: bool,
     /// What became of asking for its end.
     pub asked: Asked,
+    /// Why that was asked for.
+    pub asked_for: Option<RecoveryReason>,
     /// What waits on the bus.
     pub waiting: Waiting,
     /// What its instance says.

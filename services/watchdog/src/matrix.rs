@@ -151,6 +151,7 @@ pub fn healthy_sample() -> (Facts, Timestamp) {
         sight_since: Some(at(-MINUTE)),
         suspended: false,
         asked: Asked::No,
+        asked_for: None,
         waiting: Waiting::Unasked,
         edge: Edge::Unasked,
         promise: Promise::Unasked,

@@ -233,7 +233,7 @@ async fn end(shared: &Shared, id: &ExecutionId, holder: &Holder, reason: Recover
         if answer.is_none() {
             world.counters.failed += 1;
         }
-        world.note_asked(id, answer, now);
+        world.note_asked(id, reason, answer, now);
         if let Some(trouble) = world.troubles.get_mut(id) {
             trouble.last_error = error;
         }

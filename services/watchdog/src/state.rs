@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Timestamp,
     agent::Agent,
+    event::RecoveryReason,
     execution::Execution,
     gaps::{Gaps, Steps},
 };
@@ -78,6 +79,8 @@ pub struct Trouble {
     pub since: Timestamp,
     /// What became of asking for its end.
     pub asked: Asked,
+    /// Why, the last time.
+    pub asked_for: Option<RecoveryReason>,
     /// How often that was asked.
     pub asked_times: u32,
     /// Direct answers in a row that did not list it, and when the last one was counted.
@@ -303,6 +306,7 @@ impl Trouble {
             decided: None,
             since,
             asked: Asked::No,
+            asked_for: None,
             asked_times: 0,
             empty_answers: None,
             vouched_at: None,

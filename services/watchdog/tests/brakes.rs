@@ -259,8 +259,8 @@ impl Fleet {
                 match judgement.verdict {
                     Verdict::Look(Look::Turn) => world.take_turn(&id, now),
                     Verdict::Look(_) => looks = Looks { canary: true, ..looks },
-                    Verdict::Terminate(_) => {
-                        world.note_asked(&id, None, now);
+                    Verdict::Terminate(reason) => {
+                        world.note_asked(&id, reason, None, now);
                         self.terminations.push(id.clone());
                     }
                     Verdict::Recover(finding) => {

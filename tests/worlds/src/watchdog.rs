@@ -12,7 +12,7 @@ use std::{
 
 use rollcall_core::{
     AgentId, ExecutionId, InstanceId, Timestamp,
-    event::{EventBody, ExecutionEvent},
+    event::{EventBody, ExecutionEvent, RecoveryReason},
     execution::Execution,
     wire::TerminateState,
 };
@@ -244,8 +244,8 @@ impl Watchdog {
                     }
                     looks.waiting = Waiting::Unasked;
                 }
-                Verdict::Terminate(_) => {
-                    self.end(id, held.number, &held.agent_id, &held.instance_id).await;
+                Verdict::Terminate(reason) => {
+                    self.end(id, held.number, &held.agent_id, &held.instance_id, reason).await;
                     looks.waiting = Waiting::Unasked;
                 }
                 Verdict::Recover(_) => return self.recover(id, &looks).await.map(|()| None),
@@ -288,7 +288,14 @@ impl Watchdog {
         }
     }
 
-    async fn end(&self, id: &ExecutionId, attempt: u32, agent: &AgentId, instance: &InstanceId) {
+    async fn end(
+        &self,
+        id: &ExecutionId,
+        attempt: u32,
+        agent: &AgentId,
+        instance: &InstanceId,
+        reason: RecoveryReason,
+    ) {
         let request = Request::Terminate(id.clone(), attempt);
         let answer = self.stage.ask(self.me, agent, instance, request, TERMINATE_TIMEOUT_MS).await;
         let asked = match answer {
@@ -296,7 +303,7 @@ impl Watchdog {
             Answer::Said(Reply::NotRunning) => Some(TerminateState::NotRunning),
             _ => None,
         };
-        self.with(|world, now| world.note_asked(id, asked, now));
+        self.with(|world, now| world.note_asked(id, reason, asked, now));
     }
 
     async fn recover(&self, id: &ExecutionId, looks: &Looks) -> Result<(), String> {

@@ -67,7 +67,7 @@ impl Case<'_> {
                 let (row, reason) = (Row::TimedOut, RecoveryReason::TimedOut);
                 return Ground { row, reason, true_at: facts.deadline, fell_due_at: facts.deadline };
             }
-            _ if facts.stall_timeout_ms.is_some() => (Row::Stalled, RecoveryReason::Stalled),
+            _ if facts.asked_for == Some(RecoveryReason::Stalled) => (Row::Stalled, RecoveryReason::Stalled),
             // Its end was asked for by a clock that was ahead: nothing but its absence is known against it.
             _ if facts.started => (Row::Orphaned, RecoveryReason::Orphaned),
             _ => (Row::DispatchLost, RecoveryReason::DispatchLost),

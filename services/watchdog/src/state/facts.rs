@@ -43,6 +43,7 @@ impl World {
             sight_since,
             suspended: self.is_suspended(),
             asked: trouble.map_or(Asked::No, |t| t.asked),
+            asked_for: trouble.and_then(|t| t.asked_for),
             waiting: looks.waiting,
             edge: looks.edge,
             promise: looks.promise,

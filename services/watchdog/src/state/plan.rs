@@ -1,7 +1,8 @@
 //! What is to be looked at when, what is being worked on, and what came of it.
 
 use rollcall_core::{
-    AgentId, ExecutionId, InstanceId, Timestamp, execution::Execution, wire::TerminateState,
+    AgentId, ExecutionId, InstanceId, Timestamp, event::RecoveryReason, execution::Execution,
+    wire::TerminateState,
 };
 
 use super::{Looks, TERMINATE_RETRY_MAX_MS, TERMINATE_RETRY_MIN_MS, Trouble, World};
@@ -167,9 +168,16 @@ impl World {
         }
     }
 
-    /// Notes what an agent answered to a request to end an execution. `None`: nothing that makes sense.
-    pub fn note_asked(&mut self, id: &ExecutionId, answer: Option<TerminateState>, now: Timestamp) {
+    /// Notes what an agent answered to a request to end an execution for that reason. `None`: nothing that makes sense.
+    pub fn note_asked(
+        &mut self,
+        id: &ExecutionId,
+        reason: RecoveryReason,
+        answer: Option<TerminateState>,
+        now: Timestamp,
+    ) {
         let Some(trouble) = self.troubles.get_mut(id) else { return };
+        trouble.asked_for = Some(reason);
         let pause = TERMINATE_RETRY_MIN_MS.saturating_mul(1 << trouble.asked_times.min(16));
         trouble.asked_times = trouble.asked_times.saturating_add(1);
         let next_at = now.plus_ms(pause.min(TERMINATE_RETRY_MAX_MS));

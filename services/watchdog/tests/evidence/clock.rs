@@ -184,7 +184,9 @@ fn what_was_asked_to_end_by_a_wrong_clock_has_not_stood_still() {
         verdict => panic!("{verdict:?}"),
     };
     assert_eq!(reason(&facts, now), RecoveryReason::Orphaned);
-    facts.stall_timeout_ms = Some(30_000);
+    (facts.stall_timeout_ms, facts.asked_for) = (Some(30_000), Some(RecoveryReason::TimedOut));
+    assert_eq!(reason(&facts, now), RecoveryReason::Orphaned);
+    facts.asked_for = Some(RecoveryReason::Stalled);
     assert_eq!(reason(&facts, now), RecoveryReason::Stalled);
     let late = facts.deadline;
     facts.channel.last_at = Some(late);

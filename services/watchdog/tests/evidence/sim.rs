@@ -461,9 +461,9 @@ impl Sim {
                         };
                         looks.waiting = Waiting::Unasked;
                     }
-                    Verdict::Terminate(_) => {
+                    Verdict::Terminate(reason) => {
                         self.terminations += 1;
-                        self.world.note_asked(&id, self.ending, self.now);
+                        self.world.note_asked(&id, reason, self.ending, self.now);
                         looks.waiting = Waiting::Unasked;
                     }
                     Verdict::Recover(finding) => {
