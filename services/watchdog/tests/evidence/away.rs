@@ -3,10 +3,12 @@
 use rollcall_core::{
     agent::Status,
     event::{Queued, RecoveryReason},
+    wire::Heartbeat,
 };
 use watchdog::{
     decide::{Verdict, judge},
     matrix::{Row, SAMPLE_LIMITS, sample},
+    state::INSTANCES_MAX,
 };
 
 use crate::sim::{Begun, HOUR, LIMITS, Sim, Truth, agent, execution, t};
@@ -44,6 +46,24 @@ fn work_that_says_itself_how_long_its_agent_may_be_away_is_lost_after_that() {
     // Never before its heartbeats are silent to the threshold.
     let shorter = lost_after(Sim::of_own_lost_after(1));
     assert!((3_400..LIMITS.lost_after_ms).contains(&shorter), "{shorter}");
+}
+
+/// Processes that come and go in haste, under one name.
+#[test]
+fn of_too_many_instances_those_that_list_nothing_are_forgotten_first() {
+    let mut sim = Sim::new(HOUR, None);
+    sim.beat(true, 0);
+    sim.supersede();
+    for n in 0..2 * INSTANCES_MAX {
+        sim.advance(10);
+        let beat = format!(
+            r#"{{"instance_id": "n-{n}", "seq": 1, "state": "ready", "capacity": 1, "executions": []}}"#
+        );
+        sim.world.beat("a", &Heartbeat::read("a", beat.as_bytes()).unwrap(), sim.now);
+    }
+    let claims = &sim.world.agents[&agent()].claims;
+    assert_eq!(claims.len(), INSTANCES_MAX);
+    assert!(claims.iter().any(|of| of.instance.as_str() == "i-1"), "it vouches for its work");
 }
 
 fn row(sim: &Sim) -> Row {
