@@ -109,7 +109,7 @@ impl Fixture {
 
     /// An agent is there, in this pool and with this room, by the log and its fold.
     pub(crate) async fn agent(&self, id: &str, pool: &str, capacity: u32) {
-        let (agent_id, profile) = (AgentId::new(id).unwrap(), profile(id, pool, capacity, None));
+        let (agent_id, profile) = (AgentId::new(id).unwrap(), profile(id, "i-1", pool, capacity));
         let instance = profile.instance_id.clone();
         let change = StatusChanged {
             agent_id: agent_id.clone(),
@@ -131,9 +131,9 @@ impl Fixture {
 
     /// Its heartbeats say that it is driven over HTTP, there.
     pub(crate) async fn driven(&self, id: &str, pool: &str, url: &str) {
-        let control = Endpoint { kind: "http".to_owned(), url: url.to_owned() };
+        let control = Some(Endpoint { kind: "http".to_owned(), url: url.to_owned() });
         let subject = self.dispatcher.subjects.agent_event(&AgentId::new(id).unwrap());
-        let updated = AgentEvent::Updated(profile(id, pool, 1, Some(control)));
+        let updated = AgentEvent::Updated(Profile { control, ..profile(id, "i-1", pool, 1) });
         self.append(&subject, id, updated.into()).await;
     }
 
@@ -212,10 +212,11 @@ impl Fixture {
     }
 }
 
-fn profile(id: &str, pool: &str, capacity: u32, control: Option<Endpoint>) -> Profile {
+/// How an instance describes itself, as briefly as it may.
+pub(crate) fn profile(id: &str, instance: &str, pool: &str, capacity: u32) -> Profile {
     Profile {
         agent_id: AgentId::new(id).unwrap(),
-        instance_id: InstanceId::new("i-1").unwrap(),
+        instance_id: InstanceId::new(instance).unwrap(),
         capacity,
         pool: Pool::new(pool).unwrap(),
         interval_ms: None,
@@ -223,6 +224,6 @@ fn profile(id: &str, pool: &str, capacity: u32, control: Option<Endpoint>) -> Pr
         version: None,
         labels: Default::default(),
         probe: None,
-        control,
+        control: None,
     }
 }

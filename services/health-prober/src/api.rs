@@ -41,7 +41,7 @@ pub(crate) enum Ask {
     /// The instance to say goodbye to; it is repeated in answers to its heartbeats.
     Part(AgentId, Goodbye, oneshot::Sender<Result<InstanceId, ApiError>>),
     /// Another prober said goodbye to this instance, which did not confirm it.
-    Told(Unheard),
+    Told(Unanswered),
     /// The goodbye was heard.
     Parted(AgentId, InstanceId),
 }
@@ -65,7 +65,7 @@ pub(crate) struct ListQuery {
 
 /// A goodbye that its instance has not confirmed, as probers tell each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Unheard {
+pub(crate) struct Unanswered {
     pub(crate) agent_id: AgentId,
     pub(crate) instance_id: InstanceId,
     pub(crate) goodbye: Goodbye,
@@ -74,9 +74,9 @@ pub(crate) struct Unheard {
 /// Hands on what other probers say until the connection is closed.
 pub(crate) async fn follow_goodbyes(mut told: Subscriber, inputs: mpsc::Sender<Input>) {
     while let Some(message) = told.next().await {
-        match read_object::<Unheard>("prober.goodbye", &message.payload) {
-            Ok(unheard) => {
-                if inputs.send(Input::Ask(Ask::Told(unheard))).await.is_err() {
+        match read_object::<Unanswered>("prober.goodbye", &message.payload) {
+            Ok(unanswered) => {
+                if inputs.send(Input::Ask(Ask::Told(unanswered))).await.is_err() {
                     return;
                 }
             }
@@ -214,7 +214,7 @@ impl Verbs {
                 return Err(ApiError::unavailable("nats is not connected, the goodbye was not sent"));
             }
             Err(error) => {
-                self.tell_the_others(Unheard { agent_id: id, instance_id: instance, goodbye }).await;
+                self.tell_the_others(Unanswered { agent_id: id, instance_id: instance, goodbye }).await;
                 answer["note"] = match error {
                     RequestError::NoResponders => {
                         json!("no_responders: nobody listens there; it is repeated in answers to heartbeats")
@@ -227,14 +227,14 @@ impl Verbs {
     }
 
     /// Whichever prober answers its next heartbeat says it.
-    async fn tell_the_others(&self, unheard: Unheard) {
+    async fn tell_the_others(&self, unanswered: Unanswered) {
         let subject = self.reach.subjects.prober_goodbye();
-        let told = match serde_json::to_vec(&unheard) {
+        let told = match serde_json::to_vec(&unanswered) {
             Ok(bytes) => self.reach.bus.publish(subject, bytes.into()).await.map_err(|e| e.to_string()),
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = told {
-            tracing::warn!(agent_id = %unheard.agent_id, error, "the other probers do not know of a goodbye");
+            tracing::warn!(agent_id = %unanswered.agent_id, error, "the other probers do not know of a goodbye");
         }
     }
 }

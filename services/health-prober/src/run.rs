@@ -83,7 +83,7 @@ async fn life(context: &Context, bus: &Bus, config: &Config, bounds: Bounds) -> 
         inputs,
     };
     let told = bus.subscribe(reach.subjects.prober_goodbye()).await?;
-    let telling = tokio::spawn(api::follow_goodbyes(told, sender.clone()));
+    let goodbyes = tokio::spawn(api::follow_goodbyes(told, sender.clone()));
     let api = api::serve(bus, reach.clone(), sender.clone(), Arc::clone(&context.clock)).await?;
     let losing = tokio::spawn(follow_losses(reach.clone(), context.clock.now(), sender.clone()));
     let filing =
@@ -102,7 +102,7 @@ async fn life(context: &Context, bus: &Bus, config: &Config, bounds: Bounds) -> 
     draining.abort();
     stop_probes.cancel();
     losing.abort();
-    telling.abort();
+    goodbyes.abort();
     if let Some(filing) = filing {
         filing.abort();
     }

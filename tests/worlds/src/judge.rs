@@ -188,7 +188,9 @@ fn condemned(stage: &Stage, entry: &Entry, event: &ExecutionEvent, before: &Exec
     let at = entry.decided_at;
     // Of an instance that was replaced or forgotten the first heartbeat that is overdue says enough.
     let left = matches!(lost.reason, RecoveryReason::AgentGone | RecoveryReason::AgentRestarted);
-    if unheard_and_cut_off(&stage.truth.borrow(), entry, &lost.agent_id) {
+    // What an instance left out of its lists it was heard to leave out.
+    let is_silence = left || lost.reason == RecoveryReason::AgentLost;
+    if is_silence && unheard_and_cut_off(&stage.truth.borrow(), entry, &lost.agent_id) {
         return Ok(());
     }
     if vouched(stage, &key, at, if left { OVERDUE_MS } else { LISTS_APART_MS }) {
@@ -202,11 +204,11 @@ fn condemned(stage: &Stage, entry: &Entry, event: &ExecutionEvent, before: &Exec
 /// Who wrote it lost heartbeats without knowing it, and before the next one could show that its agent was cut off as well, so that
 /// it was not there to be asked either: no evidence tells that from death.
 fn unheard_and_cut_off(truth: &Truth, entry: &Entry, agent: &AgentId) -> bool {
-    let cut = truth
+    let mut cut = truth
         .cut
         .iter()
         .filter(|(who, from, until)| who == agent && (*from..*until).contains(&entry.decided_at));
-    cut.into_iter().any(|(_, from, _)| {
+    cut.any(|(_, from, _)| {
         let before = |(me, began, ended): &(usize, u64, u64)| {
             let theirs = entry.event.source.ends_with(&format!("/{me}"));
             theirs && (*began..ended + INTERVAL_MS * 3 / 2).contains(from)

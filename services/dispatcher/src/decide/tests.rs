@@ -36,18 +36,7 @@ fn submitted(agent: Option<&str>) -> ExecutionEvent {
 }
 
 fn profile(agent: &str, pool: &str, capacity: u32) -> Profile {
-    Profile {
-        agent_id: AgentId::new(agent).unwrap(),
-        instance_id: InstanceId::new("i").unwrap(),
-        capacity,
-        pool: Pool::new(pool).unwrap(),
-        interval_ms: None,
-        timeout_ms: None,
-        version: None,
-        labels: Default::default(),
-        probe: None,
-        control: None,
-    }
+    crate::fixture::profile(agent, "i", pool, capacity)
 }
 
 fn status(agent: &str, status: Status, by: Option<&str>) -> AgentEvent {

@@ -47,7 +47,7 @@ impl Shell {
             Ask::Part(id, goodbye, reply) => {
                 let _ = reply.send(self.part_with(&id, goodbye));
             }
-            Ask::Told(unheard) => self.told(unheard),
+            Ask::Told(goodbye) => self.told(goodbye),
             Ask::Parted(id, instance) => {
                 if let Some(index) = self.fleet.find(id.as_str()) {
                     self.parted(index, &instance, true);
@@ -96,7 +96,7 @@ impl Shell {
         Ok(instance)
     }
 
-    fn told(&mut self, told: api::Unheard) {
+    fn told(&mut self, told: api::Unanswered) {
         let Some(index) = self.fleet.find(told.agent_id.as_str()) else { return };
         let Some(entry) = self.fleet.get(index) else { return };
         let is_there = entry.known.agent.instance_id.as_ref() == Some(&told.instance_id);

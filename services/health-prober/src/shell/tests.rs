@@ -232,8 +232,8 @@ async fn a_goodbye_that_another_prober_said_is_repeated_to_that_instance() {
     for (instance, told) in [("i1", Some(GoodbyeReason::Operator)), ("i0", None)] {
         let mut bench = Bench::with_agent().await;
         let (agent_id, instance_id) = (AGENT.parse().unwrap(), instance.parse().unwrap());
-        let unheard = crate::api::Unheard { agent_id, instance_id, goodbye: goodbye.clone() };
-        bench.shell.answer(Ask::Told(unheard));
+        let unanswered = crate::api::Unanswered { agent_id, instance_id, goodbye: goodbye.clone() };
+        bench.shell.answer(Ask::Told(unanswered));
         bench.beat(INTERVAL_MS, &one(1));
         assert_eq!(bench.answered(), told, "{instance}");
     }

@@ -61,7 +61,9 @@ impl Outlived {
                 }
                 Some(ExecutionEvent::Queued(back)) => {
                     let (id, attempt) = (back.execution_id.clone(), back.attempt);
-                    if let Some(instance) = given.remove(&(id.clone(), attempt)) {
+                    // Without a slot it was not asked at all.
+                    let unasked = matches!(back.reason.as_deref(), Some("slot_lost" | "crowded"));
+                    if let Some(instance) = given.remove(&(id.clone(), attempt)).filter(|_| !unasked) {
                         refused.push((entry.landed_at, instance, id, attempt));
                     }
                 }
